@@ -1,0 +1,131 @@
+"""Recording activations during a run, sliced inside the hook.
+
+A slice taken while the activation exists is all that stays in memory: the last row of every pattern of a long
+prompt costs kilobytes where the whole patterns cost gigabytes.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from mmlens.errors import SelectorError, ShapeError, UnknownHook
+
+NamesFilter = None | str | Sequence[str] | Callable[[str], bool]
+HeadSelector = None | int | Sequence[int] | Sequence[tuple[int, int]]
+
+_HEAD_AXIS = {"attn_scores": 1, "pattern": 1, "q": 2, "rot_q": 2, "z": 2, "result": 2}
+
+
+def short_name(hook_name: str) -> str:
+    """``blocks.3.attn.hook_z`` → ``z``."""
+    return hook_name.rsplit(".", 1)[-1].removeprefix("hook_")
+
+
+def unknown_hook(name: str, known: Iterable[str]) -> UnknownHook:
+    """The error for a hook name the model does not have, with the nearest names."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
+    hint = f" Did you mean {', '.join(close)}?" if close else ""
+    return UnknownHook(f"no hook point named {name!r}.{hint} All names: model.hook_dict.keys().")
+
+
+def matching_names(names_filter: NamesFilter, known: Sequence[str]) -> list[str]:
+    """Hook names that a filter selects.
+
+    Args:
+        names_filter: a name, several names, a predicate, or None for every hook point but ``hook_result``
+            (``[batch, pos, head, d_model]`` each: ask for it by name).
+        known: the model's hook names in order.
+
+    Raises:
+        UnknownHook: a name does not exist, or the predicate matches none.
+    """
+    if names_filter is None:
+        return [name for name in known if not name.endswith("hook_result")]
+    if callable(names_filter):
+        chosen = [name for name in known if names_filter(name)]
+        if not chosen:
+            raise UnknownHook("names_filter matches none of the model's hook points (model.hook_dict.keys()).")
+        return chosen
+    wanted = [names_filter] if isinstance(names_filter, str) else list(names_filter)
+    for name in wanted:
+        if name not in known:
+            raise unknown_hook(name, known)
+    return wanted
+
+
+@dataclass(kw_only=True)
+class Recorder:
+    """A hook function that keeps what it sees.
+
+    Attributes:
+        pos: positions to keep (decoder hooks only; the query axis of scores and patterns). Every sample must
+            select equally many.
+        heads: query heads to keep, the same for each layer or as ``(layer, head)`` pairs.
+        device: where to keep the slices; None leaves them.
+        dtype: dtype to keep them in; None leaves it.
+        detach: whether to cut the slices from the autograd graph.
+        clone: whether to copy whole activations (needed when another hook may edit them in place later).
+    """
+
+    pos: Bool[Tensor, "batch pos"] | None = None
+    heads: HeadSelector = None
+    device: torch.device | str | None = None
+    dtype: torch.dtype | None = None
+    detach: bool = True
+    clone: bool = False
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, tensor: Tensor, hook: HookPoint) -> None:
+        """Keeps the chosen slice of ``tensor`` under the hook's name."""
+        name = hook.name or ""
+        kept = tensor.detach() if self.detach else tensor
+        if name.startswith("blocks.") or name in ("hook_embed", "ln_final.hook_scale", "ln_final.hook_normalized"):
+            kept = self._slice_heads(name, self._slice_positions(name, kept))
+        if self.device is not None or self.dtype is not None:
+            kept = kept.to(device=self.device, dtype=self.dtype)
+        self.kept[name] = kept.clone() if self.clone and kept.data_ptr() == tensor.data_ptr() else kept
+
+    def _slice_positions(self, name: str, tensor: Tensor) -> Tensor:
+        if self.pos is None:
+            return tensor
+        axis = 2 if short_name(name) in ("attn_scores", "pattern") else 1
+        index = positions_index(self.pos).to(tensor.device)
+        batch = torch.arange(len(tensor), device=tensor.device)[:, None]
+        if axis == 1:
+            return tensor[batch, index]
+        return tensor.transpose(1, 2)[batch, index].transpose(1, 2)
+
+    def _slice_heads(self, name: str, tensor: Tensor) -> Tensor:
+        axis = _HEAD_AXIS.get(short_name(name))
+        if self.heads is None or axis is None:
+            return tensor
+        chosen = heads_of_layer(self.heads, int(name.split(".")[1]))
+        return tensor.index_select(axis, torch.tensor(chosen, dtype=torch.long, device=tensor.device))
+
+
+def positions_index(mask: Bool[Tensor, "batch pos"]) -> Tensor:
+    """Column numbers of the selected positions, ``[batch, n]``.
+
+    Raises:
+        ShapeError: the samples select different numbers of positions, which no array can hold.
+    """
+    counts = mask.sum(dim=1)
+    if counts.unique().numel() != 1:
+        raise ShapeError(
+            f"the samples select {counts.tolist()} positions; one array needs equally many. "
+            "Run the samples one by one, or select positions by a list."
+        )
+    return mask.nonzero()[:, 1].view(len(mask), -1)
+
+
+def heads_of_layer(heads: HeadSelector, layer: int) -> list[int]:
+    """The heads that a selector means in one layer."""
+    if heads is None:
+        raise SelectorError("heads=None selects every head; there is nothing to list.")
+    listed = [heads] if isinstance(heads, int) else list(heads)
+    return [h if isinstance(h, int) else h[1] for h in listed if isinstance(h, int) or h[0] == layer]

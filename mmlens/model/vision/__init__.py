@@ -1,0 +1,1 @@
+"""Vision towers, hookable with the decoder's names."""
