@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformer_lens import ActivationCache
 
 from mmlens.errors import InterventionError, ShapeError
 from mmlens.interventions.sites import HeadSelector, LayerSelector, Site
@@ -116,7 +117,7 @@ class Patch(Edit):
             Shapes must equal the activation's over the prompt; generated positions are left alone.
     """
 
-    source: Mapping[str, Tensor] | Float[Tensor, "..."]
+    source: Mapping[str, Tensor] | ActivationCache | Float[Tensor, "..."]
 
     def tensor_for(self, site: Site) -> Tensor:
         """The source activation of one site; InterventionError if the cache lacks it."""

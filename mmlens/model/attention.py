@@ -65,6 +65,7 @@ class Attention(nn.Module):
         self.group = n_heads // n_kv_heads
         self.scale = d_head**-0.5
         self.rotary = rotary
+        self.fused = True  # False computes scores and pattern explicitly even when nobody watches
         self.q_proj = Linear(d_model, n_heads * d_head, bias=qkv_bias)
         self.k_proj = Linear(d_model, n_kv_heads * d_head, bias=qkv_bias)
         self.v_proj = Linear(d_model, n_kv_heads * d_head, bias=qkv_bias)
@@ -132,7 +133,7 @@ class Attention(nn.Module):
             k = self.hook_rot_k(apply_rotary(k, *rope))
         if cache is not None:
             k, v = cache.append(k, v)
-        attend = self._explicit if self._is_watched() else self._fused
+        attend = self._fused if self.fused and not self._is_watched() else self._explicit
         z = self.hook_z(attend(q, k, v, mask))
         return self._output(z)
 

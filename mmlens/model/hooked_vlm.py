@@ -6,7 +6,8 @@ in place of the image tokens (``hook_embed``) → ``blocks`` → ``ln_final`` �
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, Self
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -30,8 +31,8 @@ from mmlens.model.masks import CausalMask
 from mmlens.model.norm import RMSNorm
 from mmlens.model.projector import Projector
 from mmlens.model.rotary import rope_table
-from mmlens.model.vision.clip import VisionTower
 from mmlens.model.views import WeightViews
+from mmlens.model.vision.clip import VisionTower
 from mmlens.model.weights import checkpoint_name, expected_shapes, fill, unused_names
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class HookedVLM(WeightViews, HookedRootModule):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         revision: str | None = None,
-    ) -> Self:
+    ) -> "HookedVLM":
         """Loads a checkpoint; its files stay memory-mapped.
 
         Args:
@@ -113,7 +114,7 @@ class HookedVLM(WeightViews, HookedRootModule):
         return model if dtype is None and device is None else model.to(device=device, dtype=dtype)
 
     @classmethod
-    def from_hf(cls, hf_model: "PreTrainedModel", processor: "ProcessorMixin | None" = None) -> Self:
+    def from_hf(cls, hf_model: "PreTrainedModel", processor: "ProcessorMixin | None" = None) -> "HookedVLM":
         """Makes a hooked model that shares the weights of a Hugging Face model in memory.
 
         Args:
@@ -130,7 +131,7 @@ class HookedVLM(WeightViews, HookedRootModule):
         )
 
     @classmethod
-    def _filled(cls, cfg: ModelConfig, tensors: Mapping[str, Tensor], **described: Any) -> Self:
+    def _filled(cls, cfg: ModelConfig, tensors: Mapping[str, Tensor], **described: Any) -> "HookedVLM":
         with torch.device("meta"):
             model = cls(cfg, **described)
         fill(model, check_tensors(tensors, expected_shapes(model), tied=cfg.tied_embeddings))
@@ -161,6 +162,16 @@ class HookedVLM(WeightViews, HookedRootModule):
         half = stored in (torch.float16, torch.bfloat16)
         return torch.float32 if half and self.device.type == "cpu" else stored
 
+    @property
+    def fused_attention(self) -> bool:
+        """Whether layers without an attention hook use the fused kernel; False reproduces eager attention."""
+        return all(block.attn.fused for block in self.blocks)
+
+    @fused_attention.setter
+    def fused_attention(self, fused: bool) -> None:
+        for block in (*self.vision.blocks, *self.blocks):
+            block.attn.fused = fused
+
     def prepare(self, prompts: Any, **options: Any) -> Inputs:
         """Prompts, chat messages or a processor's output → :class:`Inputs` on the model's device.
 
@@ -173,7 +184,7 @@ class HookedVLM(WeightViews, HookedRootModule):
         if isinstance(inputs, Inputs):
             if batch_feature:
                 raise InputError(f"give Inputs or a processor's tensors, not both (also got {sorted(batch_feature)}).")
-            return inputs.to(self.device)
+            return inputs if inputs.device == self.device else inputs.to(self.device)
         if inputs is None and not batch_feature:
             raise InputError("nothing to run: give Inputs (model.prepare(…)) or a processor's tensors as keywords.")
         if isinstance(inputs, Tensor):
@@ -199,7 +210,7 @@ class HookedVLM(WeightViews, HookedRootModule):
         inputs = self.as_inputs(inputs, {})
         with torch.no_grad():
             features = self.image_features(inputs)
-        return inputs if features is None else inputs.with_image_features(features)
+        return inputs if features is None else replace(inputs, image_features=features)
 
     def embed_inputs(self, inputs: Inputs) -> Float[Tensor, "batch pos d_model"]:
         """Token embeddings with the image features in place of the image tokens (``hook_embed``)."""
@@ -294,7 +305,7 @@ class HookedVLM(WeightViews, HookedRootModule):
         bwd_hooks: HookList = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
-    ) -> Iterator[Self]:
+    ) -> Iterator["HookedVLM"]:
         """Attaches hooks for the length of a ``with`` block, as in TransformerLens.
 
         Args:

@@ -1,0 +1,52 @@
+"""A control with the same architecture and untrained weights.
+
+A random network also has linear-looking responses to head masks, so every figure about a trained model is read
+beside the same figure for its twin.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from mmlens.model.hooked_vlm import HookedVLM
+
+
+@torch.no_grad()
+def random_twin(model: "HookedVLM", *, seed: int = 0) -> "HookedVLM":
+    """A model of the same shape whose matrices are drawn anew.
+
+    Each matrix, embedding and convolution is drawn from a normal distribution with the mean and standard
+    deviation of the trained one, so activations keep their scale; norm weights and biases are kept.
+
+    Args:
+        model: the trained model; not changed.
+        seed: of the draw.
+
+    Returns:
+        A new model in the same dtype on the same device, with the same processor.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    twin = type(model)(
+        model.cfg,
+        processor=model.processor,
+        model_id=f"{model.model_id} (random weights, seed {seed})",
+        revision=model.revision,
+        eos_token_ids=model.eos_token_ids,
+    )
+    trained = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in list(twin.named_parameters(remove_duplicate=False)):
+        value = trained[name]
+        if value.ndim > 1:
+            noise = torch.randn(value.shape, generator=generator)
+            value = (noise * value.float().std().cpu() + value.float().mean().cpu()).to(value)
+        _assign(twin, name, nn.Parameter(value.detach().clone()))
+    if model.cfg.tied_embeddings:
+        twin.unembed.weight = twin.embed.weight
+    return twin.eval()
+
+
+def _assign(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(parent), leaf, parameter)
