@@ -1,0 +1,188 @@
+"""The command line: ``mmlens demo | attribute | info | verify``.
+
+Commands import what they need when they run, so that ``mmlens --help`` answers at once.
+"""
+
+import shlex
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmlens.errors import InputError, MMLensError
+
+if TYPE_CHECKING:
+    from mmlens.inputs import Inputs
+    from mmlens.model import HookedVLM
+
+app = typer.Typer(
+    name="mmlens",
+    help="Which attention heads and tokens carry image information into text, in vision-language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+class Baseline(str, Enum):
+    """What an ablated head reads in place of the image."""
+
+    mean_image_tokens = "mean_image_tokens"
+    knockout = "knockout"
+    zero = "zero"
+
+
+Seed = Annotated[int, typer.Option(help="Seed of masks, random heads and bootstrap.")]
+Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
+
+
+def main() -> None:
+    """Entry point: mmlens's own errors become one line and exit status 1."""
+    try:
+        app()
+    except MMLensError as error:
+        typer.echo(f"mmlens: {type(error).__name__}: {error}", err=True)
+        raise SystemExit(1) from None
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path("out/demo"),
+    samples: Annotated[int, typer.Option(min=1, help="Prompts to attribute.")] = 12,
+    heldout: Annotated[int, typer.Option(min=1, help="Other prompts to judge the rankings on.")] = 24,
+    per_family: Annotated[int, typer.Option(min=1, help="Prompts per question family for the accuracies.")] = 200,
+    seed: Seed = 0,
+    progress: Progress = True,
+) -> None:
+    """Run the main job on the embedded model: head attribution with evidence and control, and its report."""
+    from mmlens.datasets import scenes
+    from mmlens.model import HookedVLM
+    from mmlens.recipes import attribution_study, save_study
+
+    model = HookedVLM.from_pretrained("scenes")
+    study = attribution_study(
+        model,
+        scenes.prompts("attribution", samples, family="main", seed=seed),
+        heldout=scenes.prompts("heldout", heldout, family="main", seed=seed),
+        families={
+            family: scenes.prompts("heldout", per_family, family=family, seed=seed + 1) for family in scenes.FAMILIES
+        },
+        dataset="scenes, held-out split",
+        seed=seed,
+        progress=progress,
+    )
+    report = save_study(study, out, title="Which heads carry the image into the answer?", command=_command())
+    _announce(study.attribution, report)
+
+
+@app.command()
+def attribute(
+    image: Annotated[Path, typer.Argument(help="Image file.")],
+    question: Annotated[str, typer.Option(help="Question about the image.")],
+    model: Annotated[str, typer.Option(help="Embedded name, local folder or hub id.")] = "scenes",
+    out: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path("out/attribute"),
+    answer: Annotated[str | None, typer.Option(help="Answer to explain; default: the model's own.")] = None,
+    foil: Annotated[str | None, typer.Option(help="Wrong answer, for --metric logit_diff.")] = None,
+    metric: Annotated[str, typer.Option(help="logit, logit_diff, centred_logit, margin, log_prob or prob.")] = "logit",
+    baseline: Annotated[Baseline, typer.Option(help="What an ablated head reads.")] = Baseline.mean_image_tokens,
+    masks: Annotated[int | None, typer.Option(min=1, help="Head masks; default: until the map is reliable.")] = None,
+    heldout: Annotated[
+        list[Path] | None, typer.Option(help="Another image to judge the ranking on; may be repeated.")
+    ] = None,
+    control: Annotated[bool, typer.Option(help="Repeat on a random-weight twin.")] = True,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    seed: Seed = 0,
+    progress: Progress = True,
+) -> None:
+    """Attribute one answer about one image to attention heads, and write the report."""
+    from mmlens.inputs import load_image
+    from mmlens.model import HookedVLM
+    from mmlens.recipes import attribution_study, save_study
+
+    pictures = [load_image(path) for path in (image, *(heldout or []))]
+    vlm = HookedVLM.from_pretrained(model, revision=revision)
+    inputs = _prompts(vlm, pictures, question, answer, foil)
+    study = attribution_study(
+        vlm,
+        inputs.select([0]),
+        heldout=inputs.select(range(1, len(pictures))) if heldout else None,
+        metric=metric,
+        baseline=baseline.value,
+        n_masks=masks or "auto",
+        control=control,
+        seed=seed,
+        progress=progress,
+    )
+    report = save_study(study, out, title=f"{question} ({image.name})", command=_command())
+    _announce(study.attribution, report)
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="Embedded name, local folder or hub id.")],
+    tokens: Annotated[int | None, typer.Option(min=1, help="Prompt length for the memory estimate.")] = None,
+    hooks: Annotated[bool, typer.Option(help="List every hook point.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+) -> None:
+    """Sizes, hook names and memory estimate of a model, without loading its weights."""
+    import torch
+
+    from mmlens.config import ModelConfig
+    from mmlens.loading import open_checkpoint
+    from mmlens.model import HookedVLM
+    from mmlens.model.describe import describe
+
+    checkpoint = open_checkpoint(model, revision=revision)
+    cfg = ModelConfig.from_hf(checkpoint.hf_config)
+    stored = next(iter(checkpoint.tensors.values())).dtype
+    with torch.device("meta"):
+        empty = HookedVLM(cfg, model_id=checkpoint.model_id).to(stored)
+    typer.echo(describe(empty, n_pos=tokens or cfg.vision.grid**2 + 44, all_hooks=hooks))
+
+
+@app.command()
+def verify(
+    model: Annotated[str, typer.Argument(help="Embedded name, local folder or hub id.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+) -> None:
+    """Hold a model against the unmodified Hugging Face model; exit status 1 if they differ."""
+    from mmlens.reference import verify as run_verify
+
+    report = run_verify(model, revision=revision)
+    typer.echo(str(report))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _prompts(model: "HookedVLM", pictures: list[Any], question: str, answer: str | None, foil: str | None) -> "Inputs":
+    """Prompts about each picture; without a given answer, each is asked for the model's own."""
+    from dataclasses import replace
+
+    import torch
+
+    from mmlens.inputs import Prompt
+
+    if answer is None and foil is not None:
+        raise InputError("--foil needs --answer: a difference of logits has two sides.")
+    inputs = model.prepare([Prompt(question=question, image=one, answer=answer, foil=foil) for one in pictures])
+    if answer is not None:
+        return inputs
+    with torch.no_grad():
+        return replace(inputs, answer_ids=model(inputs, logits_pos="final")[:, -1].argmax(-1))
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _announce(attribution: Any, report: Path) -> None:
+    r2 = attribution.r2.median().item()
+    typer.echo(attribution.top(5).to_string())
+    typer.echo(f"held-out R² of the fit: {r2:.3f} (median of {attribution.n} prompts)")
+    typer.echo(f"report: {report}")
+
+
+if __name__ == "__main__":
+    main()

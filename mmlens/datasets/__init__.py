@@ -1,0 +1,1 @@
+"""Datasets that come with mmlens: one package or file a dataset."""

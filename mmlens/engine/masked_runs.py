@@ -1,0 +1,125 @@
+"""The fast path: head masks over one shared prefix.
+
+1. Run the prompt once and keep what all masks share (``prefix``).
+2. Sort the masks by the first layer in which they ablate a head; a batch starts there, from the clean
+   residual.
+3. Per layer: norm, queries, keys and values of the suffix, shared-prefix attention, output projection, MLP.
+   The first layer has one row for all masks, because they still agree. The last layer computes the last
+   position only.
+4. Unembed the last position, for the vocabulary columns that the metric reads.
+
+Exact up to rounding: ``self_check`` holds it against the plain path. Source: shared prefix as in Hydragen
+(Juravsky et al. 2024, arXiv 2402.05099).
+"""
+
+from typing import ClassVar, cast, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mmlens.engine.prefix import PrefixState, check_no_hooks, prefix_state, replacements
+from mmlens.engine.runs import MaskedRuns
+from mmlens.engine.shared_prefix import shared_prefix_attention
+from mmlens.inputs import Inputs
+from mmlens.interventions import HeadBaseline, ImageKV
+from mmlens.metrics import Metric
+from mmlens.model import HookedVLM
+from mmlens.model.layer import Layer
+from mmlens.model.rotary import apply_rotary
+
+_ROWS_PER_BATCH = 1024
+
+
+def auto_batch_size(n_suffix: int) -> int:
+    """Masks per batch that keep matrix products busy (about a thousand rows) without much memory."""
+    return max(1, min(256, _ROWS_PER_BATCH // n_suffix))
+
+
+@final
+class PrefixRuns(MaskedRuns):
+    """Runs head masks of one sample by the shared-prefix engine.
+
+    Args:
+        model: a HookedVLM.
+        inputs: one sample without padding.
+        metric: what to measure.
+        baseline: what ablated heads read.
+        batch_size: masks run together; None chooses.
+
+    Raises:
+        EngineNotExact: the prompt or the model's hooks rule this engine out.
+        AnswerError: the metric needs an answer that the sample lacks.
+    """
+
+    engine: ClassVar[str] = "prefix"
+
+    def __init__(
+        self,
+        model: HookedVLM,
+        inputs: Inputs,
+        *,
+        metric: Metric,
+        baseline: HeadBaseline | ImageKV = "mean_image_tokens",
+        batch_size: int | None = None,
+    ) -> None:
+        super().__init__(model, inputs, metric=metric, baseline=baseline, batch_size=batch_size or 1)
+        self.state: PrefixState = prefix_state(model, inputs)
+        self.batch_size = batch_size or auto_batch_size(self.state.n_suffix)
+        self.replacements = replacements(self.state, baseline)
+        self.columns = metric.columns(inputs)
+
+    def check_ready(self) -> None:
+        """No hooks may have been added: this engine would pass them by."""
+        check_no_hooks(self.model)
+
+    def order(self, masks: Bool[Tensor, "mask layer head"]) -> Tensor:
+        """Masks that leave many lower layers alone come last, together."""
+        return _first_ablated(masks).argsort(stable=True)
+
+    def run_batch(self, masks: Bool[Tensor, "mask layer head"]) -> Float[Tensor, " mask"]:
+        """The metric under a batch of masks, in at least float32."""
+        n_layers = len(self.state.layers)
+        start = int(_first_ablated(masks).min())
+        residual = self.state.final if start == n_layers else self.state.residual[None, start]
+        masks = masks.to(residual.device)
+        for layer in range(start, n_layers):
+            residual = self._layer(residual, layer, masks[:, layer])
+        logits = self._unembed(residual[:, -1]).expand(len(masks), -1)
+        return self.metric.read(logits, self.inputs)
+
+    def _layer(
+        self, residual: Float[Tensor, "row suffix d_model"], index: int, keep: Bool[Tensor, "mask head"]
+    ) -> Float[Tensor, "mask query d_model"]:
+        layer, state = cast(Layer, self.model.blocks[index]), self.state
+        q, k, v = layer.attn.project(layer.ln1(residual))
+        q, k = apply_rotary(q, state.cos, state.sin), apply_rotary(k, state.cos, state.sin)
+        if index == len(state.layers) - 1:
+            q, residual = q[:, -1:], residual[:, -1:]
+        z = shared_prefix_attention(
+            q,
+            k,
+            v,
+            prefix=state.layers[index],
+            keep=keep,
+            replacement=None if self.replacements is None else self.replacements[index],
+            scale=layer.attn.scale,
+        )
+        residual = residual + layer.attn.o_proj(z.flatten(2))
+        return residual + layer.mlp(layer.ln2(residual))
+
+    def _unembed(self, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row column"]:
+        x = self.model.ln_final(residual[:, None])[:, 0]
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        weight, bias = self.model.unembed.weight, self.model.unembed.bias
+        if self.columns is not None:
+            ids = self.columns[0].to(weight.device)
+            weight, bias = weight[ids], None if bias is None else bias[ids]
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def _first_ablated(masks: Bool[Tensor, "mask layer head"]) -> Tensor:
+    """First layer in which each mask ablates a head; the number of layers if none."""
+    ablates = ~masks.all(dim=2)
+    return torch.where(ablates.any(dim=1), ablates.int().argmax(dim=1), masks.shape[1])

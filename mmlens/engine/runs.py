@@ -1,0 +1,104 @@
+"""A prompt that is ready to be run under any number of head masks."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from tqdm import tqdm
+
+from mmlens.errors import ConfigError, InterventionError, ShapeError
+from mmlens.inputs import Inputs
+from mmlens.interventions import HEAD_BASELINES, HeadBaseline, ImageKV
+from mmlens.metrics import Metric, check_finite
+from mmlens.model import HookedVLM
+
+
+class MaskedRuns(ABC):
+    """One sample, one metric, one baseline; call it with head masks.
+
+    Attributes:
+        engine: ``prefix`` or ``plain``.
+        n_runs: masks run so far.
+    """
+
+    engine: ClassVar[str]
+
+    def __init__(
+        self,
+        model: HookedVLM,
+        inputs: Inputs,
+        *,
+        metric: Metric,
+        baseline: HeadBaseline | ImageKV,
+        batch_size: int,
+    ) -> None:
+        if inputs.batch_size != 1:
+            raise ShapeError(
+                f"head masks are run one sample at a time, not {inputs.batch_size}: inputs.select([i])."
+            )
+        if isinstance(baseline, str) and baseline not in HEAD_BASELINES:
+            raise InterventionError(
+                f"baseline {baseline!r} is unknown; known: {', '.join(HEAD_BASELINES)}, or an ImageKV."
+            )
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size}; at least 1 mask must run at a time.")
+        metric.columns(inputs)  # fails early if the answer is missing
+        self.model, self.inputs, self.metric = model, inputs, metric
+        self.baseline: HeadBaseline | ImageKV = baseline
+        self.batch_size = batch_size
+        self.n_runs = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Layers and heads of the model."""
+        return self.model.cfg.n_layers, self.model.cfg.n_heads
+
+    def __call__(
+        self, masks: Bool[Tensor, "mask layer head"], *, progress: tqdm | None = None
+    ) -> Float[Tensor, " mask"]:
+        """The metric under each head mask, in its unit.
+
+        Args:
+            masks: 1 = the head reads the image.
+            progress: bar that is moved on by the number of masks.
+
+        Raises:
+            ShapeError: the masks are not Bool[mask, layer, head] of this model.
+            NonFiniteError: the metric is not finite under some mask.
+            EngineNotExact: hooks were added to the model, which this engine does not run.
+        """
+        if masks.dtype != torch.bool or masks.ndim != 3 or tuple(masks.shape[1:]) != self.shape:
+            raise ShapeError(
+                f"head masks must be Bool[mask, layer, head] = [n, {self.shape[0]}, {self.shape[1]}]; given "
+                f"{masks.dtype} {list(masks.shape)}."
+            )
+        self.check_ready()
+        values = torch.empty(len(masks), dtype=torch.float64)
+        order = self.order(masks)
+        with torch.no_grad():
+            for batch in order.split(self.batch_size):
+                values[batch] = (
+                    self.run_batch(masks[self._padded(batch, len(masks))])[: len(batch)].double().cpu()
+                )
+                if progress is not None:
+                    progress.update(len(batch))
+        self.n_runs += len(masks)
+        return check_finite(values, self.metric)
+
+    def _padded(self, batch: Tensor, n_masks: int) -> Tensor:
+        """The batch, its last mask repeated, so that all batches of a call have one shape."""
+        missing = min(self.batch_size, n_masks) - len(batch)
+        return torch.cat([batch, batch[-1:].expand(missing)])
+
+    def check_ready(self) -> None:  # noqa: B027 - the plain path is always ready
+        """Raises if the model has changed so that runs would be wrong."""
+
+    def order(self, masks: Bool[Tensor, "mask layer head"]) -> Tensor:
+        """Order in which to run the masks."""
+        return torch.arange(len(masks))
+
+    @abstractmethod
+    def run_batch(self, masks: Bool[Tensor, "mask layer head"]) -> Float[Tensor, " mask"]:
+        """The metric under a batch of masks."""

@@ -1,0 +1,22 @@
+"""Checkpoints as named tensors: one naming scheme, memory-mapped files, no knowledge of any model.
+
+The names are those of a live ``transformers`` 5.23 LLaVA (``model.language_model.layers.0…``), whatever
+layout the files use. Nothing is read into memory until a tensor is touched, and nothing is copied.
+"""
+
+from mmlens.loading.checkpoint import Checkpoint, open_checkpoint
+from mmlens.loading.checks import check_finite, check_tensors
+from mmlens.loading.fingerprint import fingerprint
+from mmlens.loading.hf_object import named_tensors_of
+from mmlens.loading.names import NamedTensors, canonical_name
+
+__all__ = [
+    "Checkpoint",
+    "NamedTensors",
+    "canonical_name",
+    "check_finite",
+    "check_tensors",
+    "fingerprint",
+    "named_tensors_of",
+    "open_checkpoint",
+]

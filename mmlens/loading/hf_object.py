@@ -1,0 +1,29 @@
+"""A Hugging Face model in memory as named tensors that share its storage."""
+
+from torch import nn
+
+from mmlens.errors import CheckpointError
+from mmlens.loading.names import NamedTensors, stored_names
+
+
+def named_tensors_of(hf_model: nn.Module) -> NamedTensors:
+    """The parameters of a live model under canonical names.
+
+    Args:
+        hf_model: a ``transformers`` model; it is only read.
+
+    Returns:
+        Detached tensors that share storage with the model's parameters: writing one writes the model. Tied
+        weights appear under each of their names.
+
+    Raises:
+        CheckpointError: a parameter has no data (it is on the meta device).
+    """
+    parameters = dict(hf_model.named_parameters(remove_duplicate=False))
+    empty = [name for name, parameter in parameters.items() if parameter.is_meta]
+    if empty:
+        raise CheckpointError(
+            f"{len(empty)} parameters have no data, among them {empty[0]!r} (meta device). "
+            "Load the model fully (from_pretrained without device_map offloading) before handing it over."
+        )
+    return {name: parameters[stored].detach() for name, stored in stored_names(parameters).items()}

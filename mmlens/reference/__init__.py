@@ -1,0 +1,19 @@
+"""HookedVLM held against the unmodified Hugging Face model, and against its own promises."""
+
+from mmlens.reference.census import CensusEntry, CensusReport, census
+from mmlens.reference.hf import hf_continuation_logits, hf_logits, hf_own_logits
+from mmlens.reference.parity import ParityReport, parity
+from mmlens.reference.verify import VerifyReport, verify
+
+__all__ = [
+    "CensusEntry",
+    "CensusReport",
+    "ParityReport",
+    "VerifyReport",
+    "census",
+    "hf_continuation_logits",
+    "hf_logits",
+    "hf_own_logits",
+    "parity",
+    "verify",
+]

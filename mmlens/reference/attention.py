@@ -1,0 +1,129 @@
+"""Attention of an unmodified Hugging Face model, computed by ours for the length of a ``with`` block.
+
+``transformers`` looks attention functions up by name. The block registers one under a private name, points
+the model's configurations at it, and afterwards puts everything back: no name stays registered, no module is
+replaced. The mask must be registered under the same name too, or the model would silently attend in both
+directions.
+"""
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+Scores = Float[Tensor, "batch head query key"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AttentionCall:
+    """What a Hugging Face attention module hands to its attention function, key-value heads repeated.
+
+    Attributes:
+        layer: number of the decoder layer; None in the vision tower.
+        q: queries, after rotary embedding in the decoder.
+        k: keys of all columns so far, likewise.
+        v: values of all columns so far.
+        mask: additive; the lowest finite number closes an edge. None opens all.
+        scale: factor of the scores.
+    """
+
+    layer: int | None
+    q: Float[Tensor, "batch head query d_head"]
+    k: Float[Tensor, "batch head key d_head"]
+    v: Float[Tensor, "batch head key d_head"]
+    mask: Float[Tensor, "#batch #head query key"] | None
+    scale: float
+
+
+Attend = Callable[[AttentionCall], Float[Tensor, "batch head query d_head"]]
+
+
+def plain_pattern(
+    call: AttentionCall, closed: Bool[Tensor, "#batch #head query key"] | None = None
+) -> Scores:
+    """Softmax attention as Hugging Face computes it, with further edges closed.
+
+    Args:
+        call: queries, keys and mask.
+        closed: edges whose score becomes the lowest finite number before the softmax.
+    """
+    scores = call.q @ call.k.transpose(2, 3) * call.scale
+    if call.mask is not None:
+        scores = scores + call.mask
+    if closed is not None:
+        scores = scores.masked_fill(closed, torch.finfo(scores.dtype).min)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    return scores.softmax(dim=-1, dtype=wide).to(call.q.dtype)
+
+
+def plain_attention(call: AttentionCall) -> Float[Tensor, "batch head query d_head"]:
+    """What unmodified eager attention returns (in float64 for float64 models, where Hugging Face rounds)."""
+    return plain_pattern(call) @ call.v
+
+
+@contextmanager
+def attention_replaced(hf_model: nn.Module, attend: Attend) -> Iterator[None]:
+    """Makes every attention module of a Hugging Face model call ``attend``, for the length of the block.
+
+    Args:
+        hf_model: a ``transformers`` model; its weights, modules and, afterwards, configuration are as before.
+        attend: gives the output per head.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    name = f"mmlens_{uuid.uuid4().hex}"
+    AttentionInterface.register(name, _adapter(attend))
+    AttentionMaskInterface.register(name, eager_mask)
+    try:
+        with attention_named(hf_model, name):
+            yield
+    finally:
+        AttentionInterface._global_mapping.pop(name)
+        AttentionMaskInterface._global_mapping.pop(name)
+
+
+@contextmanager
+def attention_named(hf_model: nn.Module, name: str) -> Iterator[None]:
+    """Selects an attention implementation of transformers (``"eager"``) for the length of the block."""
+    configs: dict[int, Any] = {id(m.config): m.config for m in hf_model.modules() if hasattr(m, "config")}
+    before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            config._attn_implementation_internal = name
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
+
+
+def _adapter(attend: Attend) -> Callable[..., tuple[Tensor, None]]:
+    """Between the calling convention of transformers and ``AttentionCall``."""
+
+    def attention(
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        group = getattr(module, "num_key_value_groups", 1)
+        call = AttentionCall(
+            layer=module.layer_idx if module.is_causal else None,
+            q=query,
+            k=key.repeat_interleave(group, dim=1),
+            v=value.repeat_interleave(group, dim=1),
+            mask=attention_mask,
+            scale=scaling,
+        )
+        return attend(call).transpose(1, 2).contiguous(), None
+
+    return attention

@@ -1,0 +1,197 @@
+"""The single checks that ``verify`` runs; each returns one line of its report."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mmlens.errors import NonFiniteError
+from mmlens.inputs import Inputs
+from mmlens.loading import check_finite, named_tensors_of
+from mmlens.model.hooked_vlm import HookedVLM
+from mmlens.reference.hf import embeddable
+from mmlens.reference.interventions import Agreement, agreement, usual_interventions
+from mmlens.reference.parity import (
+    FLOAT32_TOLERANCE,
+    FLOAT64_TOLERANCE,
+    explicit_attention,
+    float64_copy,
+    parity,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_NEW_TOKENS = 4
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One line of the report.
+
+    Attributes:
+        name: what was checked.
+        ok: whether it held.
+        found: the figures.
+    """
+
+    name: str
+    ok: bool
+    found: str
+
+
+def finite_weights(model: HookedVLM) -> Check:
+    """No NaN or infinity among the weights."""
+    try:
+        check_finite(model.named_tensors())
+    except NonFiniteError as error:
+        return Check(name="finite weights", ok=False, found=str(error))
+    return Check(
+        name="finite weights", ok=True, found=f"{sum(p.numel() for p in model.parameters()):,} parameters"
+    )
+
+
+def shared_weights(hf_model: "PreTrainedModel") -> Check:
+    """A model made from the Hugging Face model uses its storage, and per-head weights are views of it."""
+    own = HookedVLM.from_hf(hf_model)
+    theirs = named_tensors_of(hf_model)
+    copied = [name for name, tensor in own.named_tensors().items() if not _same_storage(tensor, theirs[name])]
+    for layer, block in enumerate(own.blocks):
+        attn: torch.nn.Module = block.attn  # type: ignore[assignment]
+        for name in "QKVO":
+            fused = theirs[f"model.language_model.layers.{layer}.self_attn.{name.lower()}_proj.weight"]
+            if not _same_storage(getattr(attn, f"W_{name}"), fused):
+                copied.append(f"blocks.{layer}.attn.W_{name}")
+    found = (
+        f"copied: {', '.join(copied[:5])}"
+        if copied
+        else "all tensors, and W_Q W_K W_V W_O of each head, are views"
+    )
+    return Check(name="weights shared with Hugging Face", ok=not copied, found=found)
+
+
+def _same_storage(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.untyped_storage().data_ptr() == theirs.untyped_storage().data_ptr()
+
+
+def equal_weights(model: HookedVLM, hf_model: "PreTrainedModel") -> Check:
+    """The weights that we read from the files are those that transformers reads."""
+    theirs = named_tensors_of(hf_model)
+    ours = model.named_tensors()
+    different = [
+        name for name, tensor in ours.items() if not torch.equal(tensor.to(theirs[name]), theirs[name])
+    ]
+    found = f"different: {', '.join(different[:5])}" if different else f"{len(ours)} tensors bit-equal"
+    return Check(name="weights as transformers loads them", ok=not different, found=found)
+
+
+def same_logits(
+    model: HookedVLM, hf_model: "PreTrainedModel", inputs: Inputs, name: str, float64: bool
+) -> Check:
+    """Parity on one batch."""
+    report = parity(model, hf_model, inputs, float64=float64)
+    return Check(name=f"logits, {name}", ok=report.ok, found=str(report))
+
+
+def head_results_sum(model: HookedVLM, inputs: Inputs) -> Check:
+    """What heads write (``hook_result``) sums to what attention writes, in every decoder layer."""
+    wanted = ("attn.hook_result", "hook_attn_out")
+    _, cache = model.run_with_cache(
+        inputs, names_filter=lambda n: n.startswith("blocks.") and n.endswith(wanted)
+    )
+    differences = []
+    for layer, block in enumerate(model.blocks):
+        total = cache[f"blocks.{layer}.attn.hook_result"].sum(dim=2)
+        bias = block.attn.o_proj.bias  # type: ignore[union-attr]
+        total = total if bias is None else total + bias  # type: ignore[operator]
+        differences.append(float((total - cache[f"blocks.{layer}.hook_attn_out"]).abs().max()))  # type: ignore[index]
+    worst = max(differences)
+    scale = max(1.0, float(cache[f"blocks.{model.cfg.n_layers - 1}.hook_attn_out"].abs().max()))
+    return Check(
+        name="head results sum to attn_out",
+        ok=worst <= FLOAT32_TOLERANCE * scale,
+        found=f"max difference {worst:.1e}",
+    )
+
+
+def same_interventions(
+    model: HookedVLM, hf_model: "PreTrainedModel", probes: Mapping[str, Inputs], seed: int, float64: bool
+) -> Iterator[Check]:
+    """The usual interventions on both models; the worst of all batches counts."""
+    tolerance = max(parity(model, hf_model, inputs).tolerance for inputs in probes.values())
+    runs = [(model, hf_model, inputs, tolerance) for inputs in probes.values()]
+    n_own = len(runs)
+    if float64:
+        wide = float64_copy(hf_model)
+        ours = HookedVLM.from_hf(wide)
+        runs += [
+            (ours, wide, inputs.to(dtype=torch.float64), FLOAT64_TOLERANCE) for inputs in probes.values()
+        ]
+    for name, interventions in usual_interventions(model.cfg, seed).items():
+        results = [
+            agreement(one, other, inputs, interventions, max_new_tokens=_NEW_TOKENS, tolerance=allowed)
+            for one, other, inputs, allowed in runs
+        ]
+        found = f"max |Δlogit| {_worst(results[:n_own])}"
+        found += f" (float64 {_worst(results[n_own:])})" if float64 else ""
+        effect = min(result.effect for result in results)
+        yield Check(name=name, ok=all(result.ok for result in results), found=f"{found}; effect {effect:.2g}")
+
+
+def _worst(results: Sequence[Agreement]) -> str:
+    prompt = max(result.prompt_difference for result in results)
+    decoding = max(result.decoding_difference for result in results)
+    return f"prompt {prompt:.1e}, cached decoding {decoding:.1e}"
+
+
+def cached_generation(model: HookedVLM, inputs: Inputs) -> Check:
+    """The same tokens and logits with and without a key-value cache."""
+    with explicit_attention(model):
+        cached = model.generate(inputs, max_new_tokens=_NEW_TOKENS)
+        whole = model.generate(inputs, max_new_tokens=_NEW_TOKENS, use_cache=False)
+    same = torch.equal(cached.new_tokens, whole.new_tokens)
+    difference = float((cached.logits - whole.logits).abs().max()) if same else float("inf")
+    tolerance = FLOAT32_TOLERANCE * max(1.0, float(whole.logits.std()))
+    found = (
+        f"{cached.new_tokens.shape[1]} tokens, max |Δlogit| {difference:.1e}" if same else "the tokens differ"
+    )
+    return Check(name="generation, cached and not", ok=same and difference <= tolerance, found=found)
+
+
+def same_generation(model: HookedVLM, hf_model: "PreTrainedModel", inputs: Inputs) -> Check:
+    """The same greedy tokens as ``hf_model.generate``."""
+    ours = model.generate(inputs, max_new_tokens=_NEW_TOKENS).new_tokens
+    theirs = _hf_generate(model, hf_model, inputs)[:, : ours.shape[1]]
+    same = torch.equal(_until_end(ours, model.eos_token_ids), _until_end(theirs, model.eos_token_ids))
+    found = f"{ours.shape[1]} tokens equal" if same else f"ours {ours.tolist()}, theirs {theirs.tolist()}"
+    return Check(name="generation, as Hugging Face", ok=same, found=found)
+
+
+def _hf_generate(model: HookedVLM, hf_model: "PreTrainedModel", inputs: Inputs) -> Int[Tensor, "batch new"]:
+    from transformers import GenerationConfig
+
+    ends = list(model.eos_token_ids)
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=_NEW_TOKENS,
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if ends else 0,
+    )
+    with embeddable(hf_model, inputs) as input_ids:
+        sequences = hf_model.generate(  # type: ignore[operator]
+            input_ids=input_ids,
+            attention_mask=inputs.attention_mask,
+            pixel_values=inputs.pixel_values,
+            generation_config=settings,
+        )
+    return sequences[:, inputs.n_pos :]
+
+
+def _until_end(tokens: Int[Tensor, "batch new"], ends: tuple[int, ...]) -> Int[Tensor, "batch new"]:
+    """Tokens up to the first end token; what follows it is padding and becomes -1."""
+    is_end = torch.isin(tokens, torch.tensor(ends, dtype=torch.long, device=tokens.device))
+    return tokens.masked_fill(is_end.cumsum(dim=1) - is_end.long() > 0, -1)

@@ -1,0 +1,112 @@
+"""Do interventions mean the same on HookedVLM and on the unmodified Hugging Face model?
+
+Each intervention runs on both, over the prompt and through cached decoding; the logits must agree. It must
+also change the logits, or agreement would say nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor
+
+from mmlens.config import ModelConfig
+from mmlens.inputs import Inputs
+from mmlens.interventions import Block, HeadMask, Intervention, Zero
+from mmlens.model.hooked_vlm import HookedVLM
+from mmlens.reference.hf import hf_continuation_logits, hf_logits
+from mmlens.reference.parity import FLOAT32_TOLERANCE, explicit_attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+EFFECT_THRESHOLD = 1e-3
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """One intervention on both models; differences are the largest ``|Δlogit|``.
+
+    Attention is computed step by step in both, so the figures are free of the fused kernel's rounding.
+
+    Attributes:
+        name: what was done.
+        prompt_difference: between the models, over the prompt.
+        decoding_difference: between the models, over newly generated tokens, keys and values cached in both.
+        effect: between the Hugging Face model with and without the intervention, over the prompt.
+        tolerance: what the differences may be.
+    """
+
+    name: str
+    prompt_difference: float
+    decoding_difference: float
+    effect: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """True if the models agree about an intervention that has an effect."""
+        agree = max(self.prompt_difference, self.decoding_difference) <= self.tolerance
+        return agree and self.effect >= EFFECT_THRESHOLD
+
+
+def usual_interventions(cfg: ModelConfig, seed: int = 0) -> Mapping[str, list[Intervention]]:
+    """The interventions that analyses are made of, in the middle of the model, by readable name."""
+    layer, head = cfg.n_layers // 2, cfg.n_heads - 1
+    mask = torch.rand(cfg.n_layers, cfg.n_heads, generator=torch.Generator().manual_seed(seed)) > 0.5
+    mask[layer] = torch.arange(cfg.n_heads) % 2 == 0  # whatever the draw: some heads kept, some ablated
+    return {
+        f"zero head {layer}.{head}": [Zero(at="z", layers=layer, heads=head)],
+        "zero that head at image tokens": [Zero(at="z", layers=layer, heads=head, pos="image")],
+        f"block image → text, head {layer}.{head}": [Block(src="image", layers=layer, heads=head)],
+        "block image → text, everywhere": [Block(src="image")],
+        "block image → final, after the softmax": [Block(src="image", dst="final", renormalise=False)],
+        "head mask, mean image token": [HeadMask(mask=mask)],
+        "head mask, knockout": [HeadMask(mask=mask, baseline="knockout")],
+        "head mask, zero": [HeadMask(mask=mask, baseline="zero")],
+        "block and zero together": [Block(src="image", heads=0), Zero(at="z", layers=layer, heads=head)],
+    }
+
+
+@torch.no_grad()
+def agreement(
+    model: HookedVLM,
+    hf_model: "PreTrainedModel",
+    inputs: Inputs,
+    interventions: list[Intervention],
+    *,
+    name: str = "",
+    max_new_tokens: int = 3,
+    tolerance: float = FLOAT32_TOLERANCE,
+) -> Agreement:
+    """Runs interventions on both models and compares.
+
+    Args:
+        model: ours.
+        hf_model: a Hugging Face LLaVA with the same weights.
+        inputs: prompts with pixels.
+        interventions: those that the oracle knows, see :func:`mmlens.reference.hf.hf_logits`.
+        name: for the report.
+        max_new_tokens: length of the decoding that is compared.
+        tolerance: for the differences.
+    """
+    real = inputs.attention_mask.bool()
+    clean = hf_logits(hf_model, inputs)[real]
+    theirs = hf_logits(hf_model, inputs, interventions)[real]
+    with explicit_attention(model):
+        ours = model.run(inputs, interventions).logits[real]
+        generated = model.generate(inputs, interventions, max_new_tokens=max_new_tokens)
+    decoded = hf_continuation_logits(hf_model, inputs, generated.new_tokens, interventions)
+    return Agreement(
+        name=name or ", ".join(type(i).__name__ for i in interventions),
+        prompt_difference=_distance(ours, theirs),
+        decoding_difference=_distance(generated.logits, decoded),
+        effect=_distance(theirs, clean),
+        tolerance=tolerance,
+    )
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours.to(theirs) - theirs).abs().max())

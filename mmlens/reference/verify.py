@@ -1,0 +1,152 @@
+"""Everything that must hold before a model's results can be trusted, in one table.
+
+1. Weights: finite, equal to what transformers loads, shared and not copied.
+2. Parity: same logits as Hugging Face, for a left-padded batch and for several images.
+3. Heads: ``hook_result`` sums to ``hook_attn_out``.
+4. Interventions: the same on both models, over the prompt and in cached decoding.
+5. Generation: the same with and without a cache, and as Hugging Face generates.
+6. Census: every hook point fires and acts.
+7. The Hugging Face model gives bit for bit what it gave before.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+import torch
+
+from mmlens.inputs import Inputs
+from mmlens.loading import open_checkpoint
+from mmlens.model.hooked_vlm import HookedVLM
+from mmlens.reference import checks
+from mmlens.reference.census import CensusReport, census
+from mmlens.reference.checks import Check
+from mmlens.reference.hf import hf_own_logits
+from mmlens.reference.hf_model import load_hf_model
+from mmlens.reference.probe import probe_inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_FLOAT64_PARAMETERS = 20_000_000  # up to this many, parity is rerun in float64
+_ALL_LAYERS = 12  # deeper models get a census of their first, middle and last layers
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """What was checked, and what came out.
+
+    Attributes:
+        model_id: name, path or class of the model.
+        checks: in the order they ran.
+        census: hook point by hook point.
+    """
+
+    model_id: str
+    checks: tuple[Check, ...]
+    census: CensusReport
+
+    @property
+    def ok(self) -> bool:
+        """True if every check held."""
+        return all(check.ok for check in self.checks)
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The checks that did not."""
+        return tuple(check for check in self.checks if not check.ok)
+
+    def __str__(self) -> str:
+        width = max(len(check.name) for check in self.checks)
+        rows = [
+            f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<{width}}  {check.found}" for check in self.checks
+        ]
+        end = f"{len(self.checks) - len(self.failures)} of {len(self.checks)} checks hold"
+        return "\n".join([f"mmlens verify {self.model_id}", *rows, end])
+
+
+@torch.no_grad()
+def verify(
+    model: "str | os.PathLike[str] | PreTrainedModel",
+    *,
+    inputs: Inputs | None = None,
+    layers: Sequence[int] | None = None,
+    float64: bool | None = None,
+    device: torch.device | str | None = None,
+    revision: str | None = None,
+    seed: int = 0,
+) -> VerifyReport:
+    """Holds HookedVLM against the unmodified Hugging Face model of the same checkpoint.
+
+    Args:
+        model: an embedded model, local folder or hub id, or a Hugging Face model in memory. A checkpoint is
+            loaded twice: as we do, and by transformers in float32 (four bytes a parameter).
+        inputs: further prompts with pixels to compare on, beside random ones.
+        layers: layers whose hook points the census examines; None is all of a model of up to 12 layers, else
+            the first, middle and last.
+        float64: rerun parity in float64 (eight bytes a parameter); None does so for models of up to 20
+            million.
+        device: where to run a checkpoint; None is the CPU.
+        revision: of a hub checkpoint.
+        seed: of random prompts, pixels and written values.
+
+    Returns:
+        A report; nothing is raised for a check that fails.
+
+    Raises:
+        CheckpointError, UnsupportedArchitecture: the model cannot be loaded at all.
+    """
+    hf_model, ours, is_loaded = _load(model, device, revision)
+    probes = _probes(ours, inputs, seed)
+    before = [hf_own_logits(hf_model, probe) for probe in probes.values()]
+    if float64 is None:
+        float64 = sum(p.numel() for p in hf_model.parameters()) <= _FLOAT64_PARAMETERS
+    first = next(iter(probes.values()))
+    found = [checks.finite_weights(ours), checks.shared_weights(hf_model)]
+    if is_loaded:
+        found.append(checks.equal_weights(ours, hf_model))
+    found += [checks.same_logits(ours, hf_model, probe, name, float64) for name, probe in probes.items()]
+    found += [
+        checks.head_results_sum(ours, first),
+        *checks.same_interventions(ours, hf_model, probes, seed, float64),
+    ]
+    found += [checks.cached_generation(ours, first), checks.same_generation(ours, hf_model, first)]
+    hooks = census(ours, first, layers=_census_layers(ours) if layers is None else layers, seed=seed)
+    found.append(Check(name="census", ok=hooks.ok, found=hooks.summary()))
+    after = [hf_own_logits(hf_model, probe) for probe in probes.values()]
+    same = all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
+    moved = "bit-equal logits before and after" if same else "its logits moved"
+    found.append(Check(name="Hugging Face model unchanged", ok=same, found=moved))
+    return VerifyReport(model_id=ours.model_id, checks=tuple(found), census=hooks)
+
+
+def _probes(model: HookedVLM, inputs: Inputs | None, seed: int) -> dict[str, Inputs]:
+    probes = {
+        "left-padded batch": probe_inputs(model.cfg, seed=seed),
+        "two images a prompt": probe_inputs(model.cfg, n_images=2, n_after=(4, 6), seed=seed + 1),
+    }
+    if inputs is not None:
+        probes["given inputs"] = inputs
+    return {name: probe.to(model.device) for name, probe in probes.items()}
+
+
+def _census_layers(model: HookedVLM) -> list[int] | None:
+    depths = (model.cfg.n_layers, len(model.vision.blocks))
+    if max(depths) <= _ALL_LAYERS:
+        return None
+    return sorted({layer for depth in depths for layer in (0, depth // 2, depth - 1)})
+
+
+def _load(
+    model: "str | os.PathLike[str] | PreTrainedModel", device: torch.device | str | None, revision: str | None
+) -> "tuple[PreTrainedModel, HookedVLM, bool]":
+    """The Hugging Face model, ours, and whether ours was loaded from files by itself."""
+    if not isinstance(model, str | os.PathLike):
+        return model, HookedVLM.from_hf(model), False
+    hf_model = load_hf_model(open_checkpoint(model, revision=revision), device)
+    on_cpu = torch.device(device or "cpu").type == "cpu"  # there, half precision computes in float32 as it is
+    dtype = None if on_cpu else torch.float32
+    ours = HookedVLM.from_pretrained(os.fspath(model), dtype=dtype, device=device, revision=revision)
+    return hf_model, ours, True

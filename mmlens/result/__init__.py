@@ -1,0 +1,26 @@
+"""Results: named arrays with unit, sign, uncertainty and provenance; they load and plot without a model."""
+
+from mmlens.result.accuracy import AccuracyResult
+from mmlens.result.archive import write_atomically
+from mmlens.result.attribution import AttributionResult
+from mmlens.result.base import REMOVAL_SIGN, Result
+from mmlens.result.drawing import image_variables, token_variables
+from mmlens.result.faithfulness import FaithfulnessResult
+from mmlens.result.head_score import HeadScoreResult
+from mmlens.result.provenance import RunInfo
+from mmlens.result.schema import RESULT_AXES, Variable
+
+__all__ = [
+    "REMOVAL_SIGN",
+    "RESULT_AXES",
+    "AccuracyResult",
+    "AttributionResult",
+    "FaithfulnessResult",
+    "HeadScoreResult",
+    "Result",
+    "RunInfo",
+    "Variable",
+    "image_variables",
+    "token_variables",
+    "write_atomically",
+]

@@ -1,0 +1,136 @@
+import math
+
+import pytest
+import torch
+
+from mmlens.engine import shared_prefix
+from mmlens.engine.shared_prefix import (
+    LayerPrefix,
+    Replacement,
+    attend,
+    attend_explicitly,
+    shared_prefix_attention,
+)
+from tests.engine.build import rng
+
+D_HEAD, SCALE = 8, 0.3
+
+
+def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(*shape, generator=rng(seed), dtype=dtype)
+
+
+def layer_prefix(n_kv: int, n_system: int, n_image: int = 5) -> LayerPrefix:
+    return LayerPrefix(
+        k_system=drawn(n_kv, n_system, D_HEAD, seed=1),
+        v_system=drawn(n_kv, n_system, D_HEAD, seed=2),
+        k_image=drawn(n_kv, n_image, D_HEAD, seed=3),
+        v_image=drawn(n_kv, n_image, D_HEAD, seed=4),
+    )
+
+
+def naive(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    prefix: LayerPrefix,
+    keep: torch.Tensor,
+    replacement: Replacement | None,
+) -> torch.Tensor:
+    """One mask, query and head at a time, over a list of keys."""
+    n_masks, (_, n_query, n_heads, _), n_suffix = len(keep), q.shape, k.shape[1]
+    group, z = n_heads // k.shape[2], torch.zeros(n_masks, n_query, n_heads, D_HEAD, dtype=q.dtype)
+    for m in range(n_masks):
+        row = min(m, q.shape[0] - 1)
+        for i in range(n_query):
+            for h in range(n_heads):
+                kv, last = h // group, n_suffix - n_query + i
+                keys = [*prefix.k_system[kv], *k[row, : last + 1, kv]]
+                values = [*prefix.v_system[kv], *v[row, : last + 1, kv]]
+                n_image = prefix.k_image.shape[1]
+                if keep[m, h]:
+                    keys, values = keys + [*prefix.k_image[kv]], values + [*prefix.v_image[kv]]
+                elif replacement is not None:
+                    keys += [replacement.k[kv]] * n_image
+                    values += [replacement.v[kv]] * n_image
+                weights = torch.softmax(torch.stack(keys) @ q[row, i, h] * SCALE, dim=0)
+                z[m, i, h] = weights @ torch.stack(values)
+    return z
+
+
+@pytest.mark.parametrize("n_system", [0, 1, 4])
+@pytest.mark.parametrize("n_kv", [4, 2, 1])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_equals_attention_written_out(n_system: int, n_kv: int, replaced: bool) -> None:
+    prefix = layer_prefix(n_kv, n_system)
+    replacement = (
+        Replacement(k=drawn(n_kv, D_HEAD, seed=5), v=drawn(n_kv, D_HEAD, seed=6)) if replaced else None
+    )
+    q, k, v = (drawn(6, 3, n, D_HEAD, seed=7 + n) for n in (4, n_kv, n_kv))
+    keep = torch.rand(6, 4, generator=rng(3)) < 0.5
+    assert 0 < int(keep.sum()) < keep.numel()
+    given = {"prefix": prefix, "keep": keep, "replacement": replacement}
+    for n_query in (3, 1):  # the whole suffix, and the last position alone
+        z = shared_prefix_attention(q[:, -n_query:], k, v, scale=SCALE, **given)
+        torch.testing.assert_close(z, naive(q[:, -n_query:], k, v, **given), atol=1e-9, rtol=0)
+    shared = shared_prefix_attention(q[:1], k[:1], v[:1], scale=SCALE, **given)  # one row for all masks
+    torch.testing.assert_close(shared, naive(q[:1], k[:1], v[:1], **given), atol=1e-9, rtol=0)
+
+
+def test_one_head_by_hand() -> None:
+    """One query at score 0 everywhere: every key has the same weight, so z is a mean of values."""
+    prefix = LayerPrefix(
+        k_system=torch.zeros(1, 1, 2),
+        v_system=torch.tensor([[[8.0, 0.0]]]),
+        k_image=torch.zeros(1, 2, 2),
+        v_image=torch.tensor([[[0.0, 4.0], [0.0, 8.0]]]),
+    )
+    q, k, v = torch.ones(1, 1, 1, 2), torch.zeros(1, 1, 1, 2), torch.tensor([[[[4.0, 0.0]]]])
+    keep, expected = torch.tensor([[True], [False]]), torch.tensor([[3.0, 3.0], [6.0, 0.0]])
+    z = shared_prefix_attention(q, k, v, prefix=prefix, keep=keep, replacement=None, scale=1.0)
+    torch.testing.assert_close(z[:, 0, 0], expected)  # (8+4)/4, (4+8)/4 · without the image (8+4)/2
+    mean = Replacement(k=torch.tensor([[math.log(2.0), 0.0]]), v=torch.tensor([[0.0, 6.0]]))
+    z = shared_prefix_attention(q, k, v, prefix=prefix, keep=keep, replacement=mean, scale=1.0)
+    # two image keys of score log 2: weights 1, 1, 2, 2 of 6
+    torch.testing.assert_close(z[:, 0, 0], torch.tensor([[3.0, 3.0], [2.0, 4.0]]))
+
+
+@pytest.mark.parametrize("n_key", [1, 5, 33])
+def test_both_kernels_agree(n_key: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = drawn(2, 3, 7, D_HEAD), drawn(2, 3, n_key, D_HEAD, seed=1), drawn(2, 3, n_key, D_HEAD, seed=2)
+    bias = torch.zeros(7, n_key, dtype=q.dtype).masked_fill(
+        torch.arange(n_key) > torch.arange(7)[:, None], -torch.inf
+    )
+    for given in (None, bias):
+        expected = attend_explicitly(q, k, v, SCALE, given)
+        torch.testing.assert_close(attend(q, k, v, SCALE, given), expected, atol=1e-6, rtol=0)
+        monkeypatch.setattr(shared_prefix, "_MAX_SCORES", 13)  # a query or two at a time
+        torch.testing.assert_close(attend_explicitly(q, k, v, SCALE, given), expected)
+        monkeypatch.undo()
+
+
+def test_an_empty_segment_has_no_weight() -> None:
+    q, nothing = drawn(1, 2, 3, D_HEAD), drawn(1, 2, 0, D_HEAD)
+    out, lse = attend(q, nothing, nothing, SCALE)
+    assert torch.equal(out, torch.zeros_like(out))
+    assert bool((lse == -torch.inf).all())
+
+
+def test_large_scores_do_not_overflow() -> None:
+    prefix = layer_prefix(2, 1)
+    q, k, v = drawn(2, 3, 2, D_HEAD), drawn(2, 3, 2, D_HEAD, seed=8), drawn(2, 3, 2, D_HEAD, seed=9)
+    keep = torch.tensor([[True, False], [False, True]])
+    z = shared_prefix_attention(1e4 * q, k, v, prefix=prefix, keep=keep, replacement=None, scale=SCALE)
+    assert bool(torch.isfinite(z).all())
+
+
+def test_half_precision_keeps_its_dtype_and_merges_in_float32() -> None:
+    prefix = layer_prefix(2, 2)
+    halves = LayerPrefix(**{name: value.bfloat16() for name, value in vars(prefix).items()})
+    q, k, v = (drawn(4, 3, n, D_HEAD, seed=n).bfloat16() for n in (4, 2, 2))
+    keep = torch.rand(4, 4, generator=rng()) < 0.5
+    z = shared_prefix_attention(q, k, v, prefix=halves, keep=keep, replacement=None, scale=SCALE)
+    assert z.dtype == torch.bfloat16
+    widened = LayerPrefix(**{name: value.double() for name, value in vars(halves).items()})
+    exact = naive(q.double(), k.double(), v.double(), widened, keep, None)
+    torch.testing.assert_close(z.double(), exact, atol=0.02, rtol=0.02)
