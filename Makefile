@@ -85,7 +85,7 @@ build/tutorials/%.ipynb: tutorials/%.py $(SOURCES) $(VENV)/.installed-dev
 	@mkdir -p build/tutorials
 	@echo "Executing $< ..."
 	@$(BIN)/jupytext --quiet --to ipynb --set-kernel python3 --output build/tutorials/$*.draft.ipynb $<
-	@cd build/tutorials && HF_HUB_OFFLINE=1 PLOTLY_RENDERER=plotly_mimetype+notebook_connected \
+	@cd build/tutorials && HF_HUB_OFFLINE=1 PYTHONWARNINGS='ignore:IProgress not found' PLOTLY_RENDERER=plotly_mimetype+notebook \
 		../../$(BIN)/jupyter-execute --timeout=600 --output=$*.ipynb $*.draft.ipynb
 	@rm build/tutorials/$*.draft.ipynb
 
@@ -94,7 +94,7 @@ notebooks: $(NOTEBOOKS)
 docs: $(VENV)/.installed-dev notebooks
 	@rm -rf docs/tutorials && mkdir -p docs/tutorials
 	@if [ -n "$(NOTEBOOKS)" ]; then cp $(NOTEBOOKS) docs/tutorials/; fi
-	HF_HUB_OFFLINE=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	HF_HUB_OFFLINE=1 $(BIN)/python -m sphinx -W --keep-going -q -E -b html docs docs/_build/html
 	@echo "Documentation: docs/_build/html/index.html"
 
 clean:

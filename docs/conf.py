@@ -4,7 +4,8 @@ import os
 
 # Before any cell, or autodoc, imports the libraries that read them.
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled", TOKENIZERS_PARALLELISM="false")
-os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype+notebook_connected")
+os.environ["PLOTLY_RENDERER"] = "plotly_mimetype+notebook"  # figures work offline
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm would rather have widgets
 
 import mmlens
 from mmlens.axes import AXES
@@ -33,7 +34,7 @@ axis_rows = [f"| `{name}` | {what} |" for name, what in AXES.items()]
 myst_substitutions = {"axes": "\n".join(["| axis | counts |", "|---|---|", *axis_rows])}
 
 # Pages with code cells run at build time; the tutorials come in executed (make notebooks).
-nb_execution_mode = "cache"
+nb_execution_mode = "force"
 nb_execution_excludepatterns = ["tutorials/*"]
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600

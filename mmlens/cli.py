@@ -5,7 +5,7 @@ Commands import what they need when they run, so that ``mmlens --help`` answers 
 
 import shlex
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 
 
-class Baseline(str, Enum):
+class Baseline(StrEnum):
     """What an ablated head reads in place of the image."""
 
     mean_image_tokens = "mean_image_tokens"
@@ -52,7 +52,9 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path("out/demo"),
     samples: Annotated[int, typer.Option(min=1, help="Prompts to attribute.")] = 12,
     heldout: Annotated[int, typer.Option(min=1, help="Other prompts to judge the rankings on.")] = 24,
-    per_family: Annotated[int, typer.Option(min=1, help="Prompts per question family for the accuracies.")] = 200,
+    per_family: Annotated[
+        int, typer.Option(min=1, help="Prompts per question family for the accuracies.")
+    ] = 200,
     seed: Seed = 0,
     progress: Progress = True,
 ) -> None:
@@ -67,7 +69,8 @@ def demo(
         scenes.prompts("attribution", samples, family="main", seed=seed),
         heldout=scenes.prompts("heldout", heldout, family="main", seed=seed),
         families={
-            family: scenes.prompts("heldout", per_family, family=family, seed=seed + 1) for family in scenes.FAMILIES
+            family: scenes.prompts("heldout", per_family, family=family, seed=seed + 1)
+            for family in scenes.FAMILIES
         },
         dataset="scenes, held-out split",
         seed=seed,
@@ -85,9 +88,15 @@ def attribute(
     out: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path("out/attribute"),
     answer: Annotated[str | None, typer.Option(help="Answer to explain; default: the model's own.")] = None,
     foil: Annotated[str | None, typer.Option(help="Wrong answer, for --metric logit_diff.")] = None,
-    metric: Annotated[str, typer.Option(help="logit, logit_diff, centred_logit, margin, log_prob or prob.")] = "logit",
-    baseline: Annotated[Baseline, typer.Option(help="What an ablated head reads.")] = Baseline.mean_image_tokens,
-    masks: Annotated[int | None, typer.Option(min=1, help="Head masks; default: until the map is reliable.")] = None,
+    metric: Annotated[
+        str, typer.Option(help="logit, logit_diff, centred_logit, margin, log_prob or prob.")
+    ] = "logit",
+    baseline: Annotated[
+        Baseline, typer.Option(help="What an ablated head reads.")
+    ] = Baseline.mean_image_tokens,
+    masks: Annotated[
+        int | None, typer.Option(min=1, help="Head masks; default: until the map is reliable.")
+    ] = None,
     heldout: Annotated[
         list[Path] | None, typer.Option(help="Another image to judge the ranking on; may be repeated.")
     ] = None,
@@ -156,7 +165,9 @@ def verify(
         raise typer.Exit(1)
 
 
-def _prompts(model: "HookedVLM", pictures: list[Any], question: str, answer: str | None, foil: str | None) -> "Inputs":
+def _prompts(
+    model: "HookedVLM", pictures: list[Any], question: str, answer: str | None, foil: str | None
+) -> "Inputs":
     """Prompts about each picture; without a given answer, each is asked for the model's own."""
     from dataclasses import replace
 
@@ -166,7 +177,9 @@ def _prompts(model: "HookedVLM", pictures: list[Any], question: str, answer: str
 
     if answer is None and foil is not None:
         raise InputError("--foil needs --answer: a difference of logits has two sides.")
-    inputs = model.prepare([Prompt(question=question, image=one, answer=answer, foil=foil) for one in pictures])
+    inputs = model.prepare(
+        [Prompt(question=question, image=one, answer=answer, foil=foil) for one in pictures]
+    )
     if answer is not None:
         return inputs
     with torch.no_grad():

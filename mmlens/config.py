@@ -191,7 +191,9 @@ class ModelConfig:
 
 def _read_clip(vision: Any, feature_layers: tuple[int, ...], drop_cls: bool) -> VisionConfig:
     if vision.model_type != "clip_vision_model":
-        raise UnsupportedArchitecture(f"vision tower {vision.model_type!r} is not supported; known: clip_vision_model.")
+        raise UnsupportedArchitecture(
+            f"vision tower {vision.model_type!r} is not supported; known: clip_vision_model."
+        )
     return VisionConfig(
         n_layers=vision.num_hidden_layers,
         n_heads=vision.num_attention_heads,

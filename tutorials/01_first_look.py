@@ -73,7 +73,9 @@ print(f"model: {answer!r}, expected: {prompt.answer!r}")
 
 # %%
 _, cache = model.run_with_cache(inputs, names_filter=lambda name: name.endswith("hook_pattern"), pos="final")
-pattern = torch.stack([cache["pattern", layer][0, :, 0] for layer in range(model.cfg.n_layers)])  # layer head key
+pattern = torch.stack(
+    [cache["pattern", layer][0, :, 0] for layer in range(model.cfg.n_layers)]
+)  # layer head key
 on_image = pattern[..., inputs.image_mask[0]].sum(-1)
 print("attention of the last token on the image, by layer (row) and head:")
 print(on_image.numpy().round(2))
@@ -115,7 +117,10 @@ print(f"change of the answer's logit: {by_hook:+.3f}")
 blocked = model.run(inputs, Block(src="image", dst="text"))
 for name, values in (("clean", logits), ("blocked", blocked.logits)):
     top = values[0, -1].softmax(-1).topk(3)
-    print(f"{name:8}", [(model.tokenizer.decode([int(i)]), round(float(p), 2)) for p, i in zip(*top, strict=True)])
+    print(
+        f"{name:8}",
+        [(model.tokenizer.decode([int(i)]), round(float(p), 2)) for p, i in zip(*top, strict=True)],
+    )
 
 # %% [markdown]
 # Where along the depth does the information pass? Block one layer at a time, for two kinds of reader. (This is one
@@ -124,7 +129,10 @@ for name, values in (("clean", logits), ("blocked", blocked.logits)):
 # %%
 for reader in ("question", "role", "final"):
     drops = [
-        float(logits[0, -1, answer_id] - model.run(inputs, Block(src="image", dst=reader, layers=layer)).logits[0, -1, answer_id])
+        float(
+            logits[0, -1, answer_id]
+            - model.run(inputs, Block(src="image", dst=reader, layers=layer)).logits[0, -1, answer_id]
+        )
         for layer in range(model.cfg.n_layers)
     ]
     print(f"image → {reader:9}", [round(drop, 2) for drop in drops])

@@ -226,7 +226,9 @@ def _measure(
     with tqdm(total=total, desc="faithfulness", unit="run", disable=not progress) as bar:
         for i in range(inputs.batch_size):
             try:
-                runs = open_runs(model, inputs.select([i]), generator=sample_generator(seed, i), **opening)
+                runs = open_runs(
+                    model, inputs.select([i]), generator=sample_generator(seed, i, "check"), **opening
+                )
                 kept, removed = _measure_one(runs, rankings[:, i], sizes, bar)
             except MMLensError as error:
                 raise named(error, inputs, i) from error

@@ -147,10 +147,10 @@ def _surrogates(
     with tqdm(total=n * per_sample, desc="head attribution", unit="run", disable=not progress) as bar:
         for i in range(n):
             bar.set_postfix_str(f"prompt {i + 1} of {n}", refresh=False)
-            generator = sample_generator(seed, i)
+            check, masks = sample_generator(seed, i, "check"), sample_generator(seed, i)
             try:
-                runs = open_runs(model, inputs.select([i]), metric=metric, generator=generator, **opening)
-                found.append(fit_surrogate(runs, plan, generator=generator, progress=bar))
+                runs = open_runs(model, inputs.select([i]), metric=metric, generator=check, **opening)
+                found.append(fit_surrogate(runs, plan, generator=masks, progress=bar))
             except MMLensError as error:
                 raise named(error, inputs, i) from error
             engines.append(runs.engine)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,13 +28,14 @@ def as_samples(model: HookedVLM, prompts: Any) -> Inputs:
     return inputs
 
 
-def sample_generator(seed: int, sample: int) -> torch.Generator:
-    """Randomness of one sample: independent between samples, the same whatever else is run.
+def sample_generator(seed: int, sample: int, purpose: Literal["masks", "check"] = "masks") -> torch.Generator:
+    """Randomness of one sample: independent between samples and purposes, the same whatever else is run.
 
     Masks are drawn anew for each sample, because shared masks would share their estimation error, which makes
     coefficients of different samples look more alike than they are.
     """
-    state = np.random.SeedSequence([seed, sample]).generate_state(2, np.uint32)
+    key = [seed, sample, ("masks", "check").index(purpose)]
+    state = np.random.SeedSequence(key).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
 

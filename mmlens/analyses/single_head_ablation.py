@@ -79,7 +79,7 @@ def single_head_ablation(
     scores, engines = [], []
     with tqdm(total=inputs.batch_size * len(masks), desc="single heads", disable=not progress) as bar:
         for i in range(inputs.batch_size):
-            generator = sample_generator(seed, i)
+            generator = sample_generator(seed, i, "check")
             try:
                 runs = open_runs(model, inputs.select([i]), metric=measure, generator=generator, **opening)
                 values = runs(masks, progress=bar)

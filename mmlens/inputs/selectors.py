@@ -104,16 +104,16 @@ def _present(roles: Sequence[str], groups: dict[str, Bool[np.ndarray, "pos"]]) -
     return f"Not empty: {', '.join(present + [name for name, mask in groups.items() if mask.any()])}."
 
 
-def _all_of(selector: Any, kind: type) -> bool:
+def _all_of(selector: Any, *kinds: type) -> bool:
     if not isinstance(selector, (list, tuple, set, frozenset)) or not selector:
         return False
-    return all(isinstance(item, kind) for item in selector)
+    return all(isinstance(item, kinds) for item in selector)
 
 
 def _is_bool(selector: Any) -> bool:
     if isinstance(selector, np.ndarray):
         return selector.dtype == np.bool_
-    return _all_of(selector, (bool, np.bool_))  # type: ignore[arg-type]
+    return _all_of(selector, bool, np.bool_)
 
 
 def _from_bools(mask: np.ndarray, n_pos: int, where: str) -> Bool[np.ndarray, "pos"]:
@@ -134,7 +134,11 @@ def _from_slice(selector: slice, n_pos: int, where: str) -> Bool[np.ndarray, "po
 
 
 def _from_numbers(selector: Any, n_pos: int, where: str) -> Bool[np.ndarray, "pos"]:
-    numbers = np.asarray(list(selector) if isinstance(selector, (set, frozenset, range)) else selector)
+    listed = list(selector) if isinstance(selector, (set, frozenset, range)) else selector
+    try:
+        numbers = np.asarray(listed)
+    except ValueError:  # a ragged list
+        numbers = np.asarray(None)
     if numbers.ndim > 1 or (numbers.size and not np.issubdtype(numbers.dtype, np.integer)):
         raise SelectorError(
             f"{where}{selector!r} is no position selector: expected a name, a list of names, a position, a "

@@ -5,6 +5,7 @@ Source: Geva et al. 2023 (arXiv 2304.14767); for vision-language models Zhang et
 
 from dataclasses import dataclass
 
+from mmlens.inputs.selectors import Selector
 from mmlens.interventions.sites import HeadSelector, LayerSelector
 
 
@@ -22,8 +23,8 @@ class Block:
             zeroes the weight after it.
     """
 
-    src: object
-    dst: object = "text"
+    src: Selector
+    dst: Selector = "text"
     layers: LayerSelector = None
     heads: HeadSelector = None
     renormalise: bool = True

@@ -18,6 +18,7 @@ from transformer_lens.hook_points import HookPoint
 
 from mmlens.config import ModelConfig
 from mmlens.errors import EmptyGroup, InterventionError
+from mmlens.inputs.selectors import Selector
 from mmlens.interventions.block import Block
 from mmlens.interventions.edits import Edit
 from mmlens.interventions.head_mask_hooks import head_mask_hooks
@@ -73,7 +74,8 @@ def compile_interventions(
             hooks.last += last
         else:
             raise InterventionError(
-                f"{type(intervention).__name__} is not an intervention; give Zero, Mean, Patch, Scale, Block or HeadMask. "
+                f"{type(intervention).__name__} is not an intervention; give Zero, Mean, "
+                "Patch, Scale, Block or HeadMask. "
                 "For a hook function of your own use run_with_hooks or model.hooks."
             )
     return hooks.listed(), ledger
@@ -95,7 +97,7 @@ def _may_be_inert(intervention: object) -> bool:
     return isinstance(intervention, HeadMask) and bool(intervention.mask.all())
 
 
-def _check_not_empty(pos: object, state: StepState, cfg: ModelConfig) -> None:
+def _check_not_empty(pos: Selector, state: StepState, cfg: ModelConfig) -> None:
     chosen = state.mask(pos)
     may_be_empty = isinstance(pos, str) and pos in GENERATED
     if not may_be_empty and not bool(chosen.any(dim=1).all()):

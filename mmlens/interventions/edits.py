@@ -15,6 +15,7 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 
 from mmlens.errors import InterventionError, ShapeError
+from mmlens.inputs.selectors import Selector
 from mmlens.interventions.sites import HeadSelector, LayerSelector, Site
 from mmlens.interventions.state import StepState
 
@@ -36,7 +37,7 @@ class Edit(ABC):
     at: str
     layers: LayerSelector = None
     heads: HeadSelector = None
-    pos: object = "all"
+    pos: Selector = "all"
 
     @abstractmethod
     def value(self, old: Tensor, site: Site, state: StepState, memory: dict[str, Tensor]) -> Tensor:
@@ -87,10 +88,16 @@ class Mean(Edit):
     def check(self, site: Site) -> None:
         """Refuses sites where the mean is not defined."""
         if self.baseline not in ("image_tokens", "prompt_tokens", "other_heads"):
-            raise InterventionError(f"unknown mean baseline {self.baseline!r}; known: image_tokens, prompt_tokens, other_heads.")
+            raise InterventionError(
+                f"unknown mean baseline {self.baseline!r}; known: image_tokens, prompt_tokens, other_heads."
+            )
         if self.baseline == "other_heads" and site.layout not in ("head", "kv_head"):
-            raise InterventionError(f"other_heads needs a head axis; {site.hook_name} has none (use q, k, v, z or result).")
-        if self.baseline != "other_heads" and (site.in_vision or site.layout not in ("residual", "head", "kv_head")):
+            raise InterventionError(
+                f"other_heads needs a head axis; {site.hook_name} has none (use q, k, v, z or result)."
+            )
+        if self.baseline != "other_heads" and (
+            site.in_vision or site.layout not in ("residual", "head", "kv_head")
+        ):
             raise InterventionError(f"a mean over token positions is not defined at {site.hook_name}.")
 
     def value(self, old: Tensor, site: Site, state: StepState, memory: dict[str, Tensor]) -> Tensor:
@@ -141,7 +148,11 @@ class Patch(Edit):
         if site.layout == "attention" or site.in_vision or site.layout in ("image_features", "projector"):
             return _exact(source, old, site)
         n_prompt = state.prompt.n_pos
-        if source.shape[1] != n_prompt or source.shape[0] != old.shape[0] or source.shape[2:] != old.shape[2:]:
+        if (
+            source.shape[1] != n_prompt
+            or source.shape[0] != old.shape[0]
+            or source.shape[2:] != old.shape[2:]
+        ):
             raise ShapeError(_mismatch(site, tuple(source.shape), (old.shape[0], n_prompt, *old.shape[2:])))
         mine = source[:, state.start : state.start + old.shape[1]]
         return torch.cat((mine, old[:, mine.shape[1] :]), dim=1)

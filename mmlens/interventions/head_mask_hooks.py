@@ -65,7 +65,9 @@ def _check_fits(head_mask: HeadMask, state: StepState, cfg: ModelConfig) -> None
             if tuple(tensor.shape) != expected:
                 raise ShapeError(f"ImageKV.{name} has shape {tuple(tensor.shape)}; expected {expected}.")
     if not bool(state.prompt.image_mask.any(dim=1).all()):
-        raise EmptyGroup("a head mask ablates what text reads from the image, but a sample has no image tokens.")
+        raise EmptyGroup(
+            "a head mask ablates what text reads from the image, but a sample has no image tokens."
+        )
 
 
 def text_after_image(state: StepState) -> Bool[Tensor, "batch pos"]:
@@ -128,7 +130,9 @@ class _LayerHooks:
         if self.baseline == "knockout":
             new = scores.masked_fill(where, closed)
         else:
-            score = einsum(self.kept["q"], self.kept["k_bar"], "b q h d, b h d -> b h q") * self.cfg.d_head**-0.5
+            score = (
+                einsum(self.kept["q"], self.kept["k_bar"], "b q h d, b h d -> b h q") * self.cfg.d_head**-0.5
+            )
             new = torch.where(where, score[..., None], scores)
         self.entry.record(hook.name or "", where, scores, new)
         return new

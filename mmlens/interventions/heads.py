@@ -49,10 +49,13 @@ class HeadMask:
         """Rejects masks that are not boolean and unknown baselines."""
         if self.mask.dtype != torch.bool or self.mask.ndim not in (2, 3):
             raise ShapeError(
-                f"a head mask is Bool[layer, head] or Bool[batch, layer, head]; given {self.mask.dtype} {tuple(self.mask.shape)}."
+                "a head mask is Bool[layer, head] or Bool[batch, layer, head]; given "
+                f"{self.mask.dtype} {tuple(self.mask.shape)}."
             )
         if isinstance(self.baseline, str) and self.baseline not in HEAD_BASELINES:
-            raise InterventionError(f"unknown head baseline {self.baseline!r}; known: {', '.join(HEAD_BASELINES)}.")
+            raise InterventionError(
+                f"unknown head baseline {self.baseline!r}; known: {', '.join(HEAD_BASELINES)}."
+            )
 
     def of_layer(self, layer: int) -> Bool[Tensor, "batch head"]:
         """Kept heads of one layer; the batch axis may be 1."""

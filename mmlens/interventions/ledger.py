@@ -38,7 +38,9 @@ class LedgerEntry:
         """Notes one application; the counts stay on the device until somebody reads them."""
         self.hooks[hook_name] = None
         self.steps += 1
-        difference = torch.where(where, (new - old).detach().abs(), torch.zeros((), dtype=old.dtype, device=old.device))
+        difference = torch.where(
+            where, (new - old).detach().abs(), torch.zeros((), dtype=old.dtype, device=old.device)
+        )
         self._matched.append(torch.broadcast_to(where, old.shape).sum())
         self._changed.append((difference != 0).sum())
         self._largest.append(difference.amax() if difference.numel() else difference.sum())

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmlens.config import ModelConfig
 from mmlens.errors import InterventionError, SelectorError, ShapeError, UnknownHook
+from mmlens.inputs.selectors import Selector
 from mmlens.interventions.state import StepState
 
 LayerSelector = None | int | Sequence[int]
@@ -78,10 +79,14 @@ def hook_name_of(short: str, layer: int) -> str:
     if short in _IN_MLP or short.startswith("mlp."):
         return f"{prefix}blocks.{layer}.mlp.hook_{short.removeprefix('mlp.')}"
     known = ", ".join((*_IN_LAYER, *_IN_ATTN, *_IN_MLP, *_SINGLE))
-    raise UnknownHook(f"no site named {short!r}; known: {known}, each of the layers' also as 'vision.<name>', or a full hook name.")
+    raise UnknownHook(
+        f"no site named {short!r}; known: {known}, each of the layers' also as 'vision.<name>', or a full hook name."
+    )
 
 
-def resolve_sites(at: str, layers: LayerSelector, heads: HeadSelector, hook_names: Sequence[str]) -> list[Site]:
+def resolve_sites(
+    at: str, layers: LayerSelector, heads: HeadSelector, hook_names: Sequence[str]
+) -> list[Site]:
     """Hook points that ``at`` and ``layers`` mean in a model with the given hook names.
 
     Raises:
@@ -93,7 +98,13 @@ def resolve_sites(at: str, layers: LayerSelector, heads: HeadSelector, hook_name
         if layers is not None:
             raise SelectorError(f"site {at!r} is one hook point; leave layers out (given {layers!r}).")
         parts = full.removeprefix("vision.").split(".")
-        return [Site(hook_name=full, layer=int(parts[1]) if parts[0] == "blocks" else None, in_vision=full.startswith("vision."))]
+        return [
+            Site(
+                hook_name=full,
+                layer=int(parts[1]) if parts[0] == "blocks" else None,
+                in_vision=full.startswith("vision."),
+            )
+        ]
     in_vision = at.startswith("vision.")
     stem = "vision.blocks." if in_vision else "blocks."
     depth = 1 + max(int(n.removeprefix(stem).split(".")[0]) for n in hook_names if n.startswith(stem))
@@ -109,7 +120,9 @@ def _layer_numbers(layers: LayerSelector, heads: HeadSelector, depth: int) -> li
     pairs = _pairs(heads)
     if pairs is not None:
         if layers is not None:
-            raise SelectorError("heads given as (layer, head) pairs already name their layers; leave layers out.")
+            raise SelectorError(
+                "heads given as (layer, head) pairs already name their layers; leave layers out."
+            )
         layers = sorted({layer for layer, _ in pairs})
     if isinstance(heads, Tensor) and layers is None:
         layers = [layer for layer in range(len(heads)) if bool(heads[layer].any())]
@@ -143,7 +156,9 @@ def head_mask_of_layer(heads: HeadSelector, layer: int, n_heads: int) -> Bool[Te
         return torch.ones(n_heads, dtype=torch.bool)
     if isinstance(heads, Tensor):
         if heads.dtype != torch.bool or heads.ndim != 2 or heads.shape[1] != n_heads or layer >= len(heads):
-            raise ShapeError(f"heads as a tensor must be Bool[layer, head={n_heads}]; given {heads.dtype} {tuple(heads.shape)}.")
+            raise ShapeError(
+                f"heads as a tensor must be Bool[layer, head={n_heads}]; given {heads.dtype} {tuple(heads.shape)}."
+            )
         return heads[layer].cpu()
     pairs = _pairs(heads)
     listed = [heads] if isinstance(heads, int) else list(heads)
@@ -165,7 +180,9 @@ def n_heads_at(site: Site, cfg: ModelConfig) -> int | None:
     return cfg.n_key_value_heads if site.layout == "kv_head" else cfg.n_heads
 
 
-def where_mask(site: Site, heads: HeadSelector, pos: object, state: StepState, cfg: ModelConfig) -> Bool[Tensor, "..."]:
+def where_mask(
+    site: Site, heads: HeadSelector, pos: Selector, state: StepState, cfg: ModelConfig
+) -> Bool[Tensor, "..."]:
     """Elements selected in the activation of this step, broadcastable to it."""
     n_heads = n_heads_at(site, cfg)
     if n_heads is None and heads is not None:
@@ -181,7 +198,7 @@ def where_mask(site: Site, heads: HeadSelector, pos: object, state: StepState, c
     return positions[:, :, None, None] & chosen[None, None, :, None]
 
 
-def _position_mask(site: Site, pos: object, state: StepState, cfg: ModelConfig) -> Tensor:
+def _position_mask(site: Site, pos: Selector, state: StepState, cfg: ModelConfig) -> Tensor:
     if not (site.in_vision or site.layout in ("image_features", "projector")):
         return state.query_mask(pos)
     inputs = state.prompt

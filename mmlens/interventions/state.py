@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mmlens.inputs import Inputs
+from mmlens.inputs.selectors import Selector
 
 GENERATED = ("answer", "generated")
 """Selectors that may be empty while only the prompt has been read."""
@@ -38,7 +39,7 @@ class StepState:
         """Moves on to a longer sequence, of which the columns from ``start`` are computed now."""
         self.inputs, self.start = inputs, start
 
-    def mask(self, selector: object) -> Bool[Tensor, "batch pos"]:
+    def mask(self, selector: Selector) -> Bool[Tensor, "batch pos"]:
         """Columns that a selector means, over the whole sequence so far.
 
         Names follow every token, generated ones included. Lists, slices and masks speak of the prompt.
@@ -51,7 +52,7 @@ class StepState:
         chosen = self.prompt.mask(selector)
         return torch.nn.functional.pad(chosen, (0, n_new), value=False)
 
-    def query_mask(self, selector: object) -> Bool[Tensor, "batch query"]:
+    def query_mask(self, selector: Selector) -> Bool[Tensor, "batch query"]:
         """The selector's columns among those computed in this step."""
         return self.mask(selector)[:, self.start :]
 

@@ -13,10 +13,10 @@ from jaxtyping import Bool
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from mmlens.errors import SelectorError, ShapeError, UnknownHook
+from mmlens.errors import ShapeError, UnknownHook
+from mmlens.interventions.sites import HeadSelector, head_mask_of_layer
 
 NamesFilter = None | str | Sequence[str] | Callable[[str], bool]
-HeadSelector = None | int | Sequence[int] | Sequence[tuple[int, int]]
 
 _HEAD_AXIS = {"attn_scores": 1, "pattern": 1, "q": 2, "rot_q": 2, "z": 2, "result": 2}
 
@@ -49,7 +49,9 @@ def matching_names(names_filter: NamesFilter, known: Sequence[str]) -> list[str]
     if callable(names_filter):
         chosen = [name for name in known if names_filter(name)]
         if not chosen:
-            raise UnknownHook("names_filter matches none of the model's hook points (model.hook_dict.keys()).")
+            raise UnknownHook(
+                "names_filter matches none of the model's hook points (model.hook_dict.keys())."
+            )
         return chosen
     wanted = [names_filter] if isinstance(names_filter, str) else list(names_filter)
     for name in wanted:
@@ -65,7 +67,8 @@ class Recorder:
     Attributes:
         pos: positions to keep (decoder hooks only; the query axis of scores and patterns). Every sample must
             select equally many.
-        heads: query heads to keep, the same for each layer or as ``(layer, head)`` pairs.
+        heads: query heads to keep, in ascending order: the same for each layer, ``(layer, head)`` pairs or a
+            ``Bool[layer, head]`` tensor.
         device: where to keep the slices; None leaves them.
         dtype: dtype to keep them in; None leaves it.
         detach: whether to cut the slices from the autograd graph.
@@ -84,7 +87,11 @@ class Recorder:
         """Keeps the chosen slice of ``tensor`` under the hook's name."""
         name = hook.name or ""
         kept = tensor.detach() if self.detach else tensor
-        if name.startswith("blocks.") or name in ("hook_embed", "ln_final.hook_scale", "ln_final.hook_normalized"):
+        if name.startswith("blocks.") or name in (
+            "hook_embed",
+            "ln_final.hook_scale",
+            "ln_final.hook_normalized",
+        ):
             kept = self._slice_heads(name, self._slice_positions(name, kept))
         if self.device is not None or self.dtype is not None:
             kept = kept.to(device=self.device, dtype=self.dtype)
@@ -104,8 +111,8 @@ class Recorder:
         axis = _HEAD_AXIS.get(short_name(name))
         if self.heads is None or axis is None:
             return tensor
-        chosen = heads_of_layer(self.heads, int(name.split(".")[1]))
-        return tensor.index_select(axis, torch.tensor(chosen, dtype=torch.long, device=tensor.device))
+        chosen = head_mask_of_layer(self.heads, int(name.split(".")[1]), tensor.shape[axis])
+        return tensor.index_select(axis, chosen.nonzero().flatten().to(tensor.device))
 
 
 def positions_index(mask: Bool[Tensor, "batch pos"]) -> Tensor:
@@ -121,11 +128,3 @@ def positions_index(mask: Bool[Tensor, "batch pos"]) -> Tensor:
             "Run the samples one by one, or select positions by a list."
         )
     return mask.nonzero()[:, 1].view(len(mask), -1)
-
-
-def heads_of_layer(heads: HeadSelector, layer: int) -> list[int]:
-    """The heads that a selector means in one layer."""
-    if heads is None:
-        raise SelectorError("heads=None selects every head; there is nothing to list.")
-    listed = [heads] if isinstance(heads, int) else list(heads)
-    return [h if isinstance(h, int) else h[1] for h in listed if isinstance(h, int) or h[0] == layer]

@@ -23,12 +23,13 @@ def describe(model: "HookedVLM", *, n_pos: int, all_hooks: bool = False) -> str:
 
 def _sizes(model: "HookedVLM") -> str:
     cfg, vision = model.cfg, model.cfg.vision
+    used, side = len(model.vision.blocks), vision.image_size
     rows = [
         ("model", f"{model.model_id} ({cfg.architecture}, {cfg.text_model_type} decoder)"),
         ("decoder", f"{cfg.n_layers} layers x {cfg.n_heads} heads ({cfg.n_key_value_heads} key-value heads)"),
         ("widths", f"d_model {cfg.d_model}, d_head {cfg.d_head}, d_mlp {cfg.d_mlp}, d_vocab {cfg.d_vocab}"),
-        ("vision tower", f"{len(model.vision.blocks)} of {vision.n_layers} layers used, {vision.n_heads} heads, d_model {vision.d_model}"),
-        ("image tokens", f"{vision.grid} x {vision.grid} = {vision.grid**2} per image of {vision.image_size} x {vision.image_size} pixels"),
+        ("vision tower", f"{used} of {vision.n_layers} layers used, {vision.n_heads} heads, d_model {vision.d_model}"),
+        ("image tokens", f"{vision.grid} x {vision.grid} = {vision.grid**2} per image of {side} x {side} pixels"),
     ]  # fmt: skip
     return "\n".join(f"{name:14}{text}" for name, text in rows)
 
@@ -41,7 +42,7 @@ def _memory(model: "HookedVLM", n_pos: int) -> str:
         ("weights", sizes.weights, f"{sizes.n_parameters:,} parameters in {_short(stored)}"),
         ("largest layer", sizes.largest_layer, "weights of one decoder layer"),
         ("key-value cache", sizes.kv_cache, f"{n_pos} tokens, activations in {_short(compute)}"),
-        ("run_with_cache", sizes.full_cache, f"everything but hook_result; scores and patterns are {_bytes(sizes.patterns)} of it"),
+        ("run_with_cache", sizes.full_cache, f"all but hook_result; scores and patterns are {_bytes(sizes.patterns)}"),
         ("hook_result", sizes.head_results, "on top, all layers"),
         ("hook_z", sizes.z, "all layers"),
         ('pos="final"', sizes.final_rows, "every decoder activation at one position"),
@@ -55,7 +56,11 @@ def _hooks(model: "HookedVLM", all_hooks: bool) -> str:
     if all_hooks:
         return "\n".join([f"{len(names)} hook points:", *(f"  {name}" for name in names)])
     once = [n for n in names if "blocks." not in n]
-    first = [n.replace("blocks.0.", "blocks.{l}.") for n in names if n.startswith(("blocks.0.", "vision.blocks.0."))]
+    first = [
+        n.replace("blocks.0.", "blocks.{l}.")
+        for n in names
+        if n.startswith(("blocks.0.", "vision.blocks.0."))
+    ]
     return "\n".join([f"{len(names)} hook points:", *(f"  {name}" for name in (*once, *first))])
 
 

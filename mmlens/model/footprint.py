@@ -34,7 +34,9 @@ class Footprint:
     final_rows: int
 
 
-def footprint(cfg: ModelConfig, parameters: dict[str, torch.Tensor], *, n_pos: int, dtype: torch.dtype) -> Footprint:
+def footprint(
+    cfg: ModelConfig, parameters: dict[str, torch.Tensor], *, n_pos: int, dtype: torch.dtype
+) -> Footprint:
     """Estimates memory for one prompt.
 
     Args:

@@ -38,11 +38,17 @@ class Sampling:
     def __post_init__(self) -> None:
         """Rejects settings that could only be ignored."""
         if self.do_sample and self.generator is None:
-            raise ConfigError("sampling needs a source of randomness: generator=torch.Generator().manual_seed(0).")
-        if not self.do_sample and (self.temperature != 1.0 or self.top_k is not None or self.top_p is not None):
+            raise ConfigError(
+                "sampling needs a source of randomness: generator=torch.Generator().manual_seed(0)."
+            )
+        if not self.do_sample and (
+            self.temperature != 1.0 or self.top_k is not None or self.top_p is not None
+        ):
             raise ConfigError("temperature, top_k and top_p act only with do_sample=True.")
         if self.temperature <= 0 or (self.top_p is not None and not 0 < self.top_p <= 1):
-            raise ConfigError(f"temperature must be > 0 and top_p in (0, 1]; given {self.temperature}, {self.top_p}.")
+            raise ConfigError(
+                f"temperature must be > 0 and top_p in (0, 1]; given {self.temperature}, {self.top_p}."
+            )
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k must be at least 1; given {self.top_k}.")
 
@@ -117,7 +123,11 @@ def generate(
 
 
 def _loop(
-    model: "HookedVLM", state: StepState, caches: list[LayerCache] | None, max_new_tokens: int, sampling: Sampling
+    model: "HookedVLM",
+    state: StepState,
+    caches: list[LayerCache] | None,
+    max_new_tokens: int,
+    sampling: Sampling,
 ) -> tuple[Int[Tensor, "batch new"], Float[Tensor, "batch new d_vocab"]]:
     prompt = state.prompt
     finished = torch.zeros(prompt.batch_size, dtype=torch.bool, device=prompt.input_ids.device)

@@ -4,26 +4,20 @@ The pass, top to bottom: image → ``vision`` → ``projector`` → image featur
 in place of the image tokens (``hook_embed``) → ``blocks`` → ``ln_final`` → ``unembed`` → logits.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from mmlens.config import ModelConfig
-from mmlens.errors import CheckpointError, InputError, MissingPixels
+from mmlens.errors import InputError, MissingPixels
 from mmlens.inputs import Inputs, prepare
-from mmlens.interventions import Intervention
 from mmlens.loading import check_finite, check_tensors, fingerprint, named_tensors_of, open_checkpoint
-from mmlens.model import generate as generation
-from mmlens.model import run as running
 from mmlens.model.attention import LayerCache
-from mmlens.model.caching import HeadSelector, NamesFilter, unknown_hook
 from mmlens.model.finite import raise_if_not_finite
 from mmlens.model.layer import decoder_layer
 from mmlens.model.linear import Embedding, Linear
@@ -31,6 +25,7 @@ from mmlens.model.masks import CausalMask
 from mmlens.model.norm import RMSNorm
 from mmlens.model.projector import Projector
 from mmlens.model.rotary import rope_table
+from mmlens.model.runnable import Runnable
 from mmlens.model.views import WeightViews
 from mmlens.model.vision.clip import VisionTower
 from mmlens.model.weights import checkpoint_name, expected_shapes, fill, unused_names
@@ -38,11 +33,11 @@ from mmlens.model.weights import checkpoint_name, expected_shapes, fill, unused_
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-HookList = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
-_FINITE_CHECK_BYTES = 2**30  # larger checkpoints are not read through at load; their logits are checked instead
+_FINITE_CHECK_BYTES = 2**30
+"""Larger checkpoints are not read through at load; their logits are checked instead."""
 
 
-class HookedVLM(WeightViews, HookedRootModule):
+class HookedVLM(WeightViews, Runnable):
     """A vision-language model whose every activation can be read and written.
 
     Make one with :meth:`from_pretrained` or :meth:`from_hf`.
@@ -107,7 +102,11 @@ class HookedVLM(WeightViews, HookedRootModule):
         tensors = checkpoint.tensors
         used = {name: tensors[name] for name in tensors.keys() - unused_names(cfg, tensors)}
         model = cls._filled(
-            cfg, used, processor=checkpoint.processor(), model_id=checkpoint.model_id, revision=checkpoint.revision
+            cfg,
+            used,
+            processor=checkpoint.processor(),
+            model_id=checkpoint.model_id,
+            revision=checkpoint.revision,
         )
         if sum(p.nbytes for p in model.parameters()) <= _FINITE_CHECK_BYTES:
             check_finite(model.named_tensors())
@@ -127,7 +126,11 @@ class HookedVLM(WeightViews, HookedRootModule):
         eos = getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None)
         model_id = getattr(hf_model, "name_or_path", "") or type(hf_model).__name__
         return cls._filled(
-            cfg, used, processor=processor, model_id=model_id, eos_token_ids=[eos] if isinstance(eos, int) else eos
+            cfg,
+            used,
+            processor=processor,
+            model_id=model_id,
+            eos_token_ids=[eos] if isinstance(eos, int) else eos,
         )
 
     @classmethod
@@ -139,7 +142,9 @@ class HookedVLM(WeightViews, HookedRootModule):
 
     def named_tensors(self) -> dict[str, Tensor]:
         """The weights under their canonical checkpoint names, sharing storage."""
-        return {checkpoint_name(name): p.detach() for name, p in self.named_parameters(remove_duplicate=False)}
+        return {
+            checkpoint_name(name): p.detach() for name, p in self.named_parameters(remove_duplicate=False)
+        }
 
     def weight_fingerprint(self) -> str:
         """A short hash of the weights, for provenance; see :func:`mmlens.loading.fingerprint`."""
@@ -183,10 +188,14 @@ class HookedVLM(WeightViews, HookedRootModule):
         """What every run method accepts, as ``Inputs``: ``Inputs``, prompts, or a processor's tensors."""
         if isinstance(inputs, Inputs):
             if batch_feature:
-                raise InputError(f"give Inputs or a processor's tensors, not both (also got {sorted(batch_feature)}).")
+                raise InputError(
+                    f"give Inputs or a processor's tensors, not both (also got {sorted(batch_feature)})."
+                )
             return inputs if inputs.device == self.device else inputs.to(self.device)
         if inputs is None and not batch_feature:
-            raise InputError("nothing to run: give Inputs (model.prepare(…)) or a processor's tensors as keywords.")
+            raise InputError(
+                "nothing to run: give Inputs (model.prepare(…)) or a processor's tensors as keywords."
+            )
         if isinstance(inputs, Tensor):
             raise MissingPixels(
                 "a bare tensor of token ids has no pixels; a vision-language model would read the raw image tokens. "
@@ -214,7 +223,9 @@ class HookedVLM(WeightViews, HookedRootModule):
 
     def embed_inputs(self, inputs: Inputs) -> Float[Tensor, "batch pos d_model"]:
         """Token embeddings with the image features in place of the image tokens (``hook_embed``)."""
-        ids = inputs.input_ids.masked_fill(inputs.image_mask, 0)  # the image token may lie outside the vocabulary
+        ids = inputs.input_ids.masked_fill(
+            inputs.image_mask, 0
+        )  # the image token may lie outside the vocabulary
         embedded = self.embed.rows(ids, self.dtype)
         features = self.image_features(inputs)
         if features is not None:
@@ -279,7 +290,9 @@ class HookedVLM(WeightViews, HookedRootModule):
         if residual is None:
             residual = self.embed_inputs(inputs)
         elif residual.shape != (inputs.batch_size, inputs.n_pos, self.cfg.d_model):
-            raise InputError(f"residual {tuple(residual.shape)} does not fit the inputs {tuple(inputs.input_ids.shape)}.")
+            raise InputError(
+                f"residual {tuple(residual.shape)} does not fit the inputs {tuple(inputs.input_ids.shape)}."
+            )
         out = self.decode(residual, inputs, layers=range(first, stop))
         if stop_at_layer is None:
             out = self.logits(out[:, -1:] if logits_pos == "final" else out)
@@ -295,171 +308,7 @@ class HookedVLM(WeightViews, HookedRootModule):
             return default
         number = layer + self.cfg.n_layers if layer < 0 else layer
         if not 0 <= number <= self.cfg.n_layers:
-            raise InputError(f"layer {layer} does not exist; this model has layers 0 to {self.cfg.n_layers - 1}.")
+            raise InputError(
+                f"layer {layer} does not exist; this model has layers 0 to {self.cfg.n_layers - 1}."
+            )
         return number
-
-    @contextmanager
-    def hooks(
-        self,
-        fwd_hooks: HookList = (),
-        bwd_hooks: HookList = (),
-        reset_hooks_end: bool = True,
-        clear_contexts: bool = False,
-    ) -> Iterator["HookedVLM"]:
-        """Attaches hooks for the length of a ``with`` block, as in TransformerLens.
-
-        Args:
-            fwd_hooks: ``(name or predicate, fn(tensor, hook))``; ``fn`` may return a replacement.
-            bwd_hooks: the same for gradients.
-            reset_hooks_end: whether to remove them at the end.
-            clear_contexts: whether to clear the hook points' ``ctx`` too.
-
-        Raises:
-            UnknownHook: a name matches no hook point. Nothing is attached then.
-        """
-        for name, _ in (*fwd_hooks, *bwd_hooks):
-            self.hook_names(name)
-        with super().hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts):
-            yield self
-
-    def hook_names(self, name: str | Callable[[str], bool]) -> list[str]:
-        """Hook points that a name or predicate means; UnknownHook if none."""
-        if callable(name):
-            chosen = [n for n in self.hook_dict if name(n)]
-            if not chosen:
-                raise unknown_hook(getattr(name, "__name__", repr(name)), self.hook_dict)
-            return chosen
-        if name not in self.hook_dict:
-            raise unknown_hook(name, self.hook_dict)
-        return [name]
-
-    def run_with_hooks(  # type: ignore[override]
-        self,
-        inputs: Any = None,
-        *,
-        fwd_hooks: HookList = (),
-        bwd_hooks: HookList = (),
-        reset_hooks_end: bool = True,
-        clear_contexts: bool = False,
-        **forward_options: Any,
-    ) -> Tensor:
-        """:meth:`forward` with temporary hooks; see :meth:`hooks`.
-
-        For backward hooks pass ``reset_hooks_end=False`` and call ``reset_hooks()`` after the backward pass, or
-        run inside ``with model.hooks(bwd_hooks=…)``.
-
-        Raises:
-            InterventionDidNothing: a forward hook never fired (its hook point lies outside the layers that ran).
-        """
-        return running.run_with_hooks(
-            self, inputs, fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts, forward_options
-        )
-
-    def run_with_cache(  # type: ignore[override]
-        self,
-        inputs: Any = None,
-        *,
-        names_filter: NamesFilter = None,
-        pos: object = None,
-        heads: HeadSelector = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        remove_batch_dim: bool = False,
-        **forward_options: Any,
-    ) -> tuple[Tensor, ActivationCache]:
-        """:meth:`forward`, and the activations it passed through.
-
-        Args:
-            inputs: as in :meth:`forward`.
-            names_filter: a hook name, several, or a predicate; None is every hook point but ``hook_result``.
-            pos: position selector; decoder activations keep only these positions (for scores and patterns,
-                these queries). Taken inside the hook, so the rest is never stored.
-            heads: query heads to keep, the same for each layer or as ``(layer, head)`` pairs.
-            device: where to keep the activations; None leaves them.
-            dtype: dtype to keep them in; None leaves it.
-            remove_batch_dim: drop the batch axis of a single sample.
-            forward_options: further arguments of :meth:`forward`.
-        """
-        cached = running.run_with_cache(
-            self, inputs, forward_options, names_filter=names_filter, pos=pos, heads=heads, device=device, dtype=dtype
-        )
-        if remove_batch_dim:
-            cached[1].remove_batch_dim()
-        return cached
-
-    def run(
-        self,
-        inputs: Any,
-        interventions: Sequence[Intervention] | Intervention = (),
-        *,
-        record: NamesFilter | Literal[False] = False,
-        pos: object = None,
-        heads: HeadSelector = None,
-        strict: bool = True,
-        **forward_options: Any,
-    ) -> "running.Run":
-        """Runs under interventions.
-
-        Args:
-            inputs: as in :meth:`forward`.
-            interventions: what to do, in order.
-            record: hook names to record (after the interventions), as in :meth:`run_with_cache`; False for none.
-            pos: positions to record.
-            heads: heads to record.
-            strict: raise InterventionDidNothing for an intervention that changed no element.
-            forward_options: further arguments of :meth:`forward`.
-        """
-        return running.run(self, inputs, interventions, forward_options, record=record, pos=pos, heads=heads, strict=strict)
-
-    @torch.no_grad()
-    def generate(
-        self,
-        inputs: Any = None,
-        interventions: Sequence[Intervention] | Intervention = (),
-        *,
-        max_new_tokens: int = 20,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        generator: torch.Generator | None = None,
-        use_cache: bool = True,
-        strict: bool = True,
-        **batch_feature: Any,
-    ) -> "generation.Generation":
-        """Continues the prompts, with interventions holding at every step.
-
-        Args:
-            inputs: as in :meth:`forward`.
-            interventions: as in :meth:`run`; they mean the same with and without the key-value cache.
-            max_new_tokens: tokens to add at most.
-            do_sample: draw tokens instead of taking the likeliest.
-            temperature: divides the logits before drawing.
-            top_k: draw among the k likeliest only.
-            top_p: draw among the likeliest that together reach this probability.
-            generator: source of randomness; required to sample.
-            use_cache: keep keys and values between steps.
-            strict: as in :meth:`run`.
-            batch_feature: a processor's tensors as keywords, instead of ``inputs``.
-        """
-        sampling = generation.Sampling(
-            do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
-        )
-        return generation.generate(
-            self,
-            self.as_inputs(inputs, batch_feature),
-            interventions,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            use_cache=use_cache,
-            strict=strict,
-        )
-
-
-def require_processor(model: HookedVLM) -> "ProcessorMixin":
-    """The model's processor; CheckpointError with the remedy if it has none."""
-    if model.processor is None:
-        raise CheckpointError(
-            f"{model.model_id} came without a processor; pass one: HookedVLM.from_hf(hf_model, processor)."
-        )
-    return model.processor

@@ -36,7 +36,7 @@ def random_twin(model: "HookedVLM", *, seed: int = 0) -> "HookedVLM":
         eos_token_ids=model.eos_token_ids,
     )
     trained = dict(model.named_parameters(remove_duplicate=False))
-    for name, parameter in list(twin.named_parameters(remove_duplicate=False)):
+    for name in [name for name, _ in twin.named_parameters(remove_duplicate=False)]:
         value = trained[name]
         if value.ndim > 1:
             noise = torch.randn(value.shape, generator=generator)

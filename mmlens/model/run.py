@@ -10,8 +10,10 @@ from transformer_lens import ActivationCache
 
 from mmlens.errors import InterventionDidNothing
 from mmlens.inputs import Inputs
+from mmlens.inputs.selectors import Selector
 from mmlens.interventions import Intervention, Ledger, StepState, compile_interventions
-from mmlens.model.caching import HeadSelector, NamesFilter, Recorder, matching_names
+from mmlens.interventions.sites import HeadSelector
+from mmlens.model.caching import NamesFilter, Recorder, matching_names
 
 if TYPE_CHECKING:
     from mmlens.model.hooked_vlm import HookedVLM
@@ -73,7 +75,7 @@ def run_with_cache(
     forward_options: Mapping[str, Any],
     *,
     names_filter: NamesFilter,
-    pos: object,
+    pos: Selector | None,
     heads: HeadSelector,
     device: torch.device | str | None,
     dtype: torch.dtype | None,
@@ -94,7 +96,7 @@ def run(
     forward_options: Mapping[str, Any],
     *,
     record: NamesFilter | Literal[False],
-    pos: object,
+    pos: Selector | None,
     heads: HeadSelector,
     strict: bool,
 ) -> Run:
@@ -108,7 +110,9 @@ def run(
         logits = model(ready, **options)
     if strict:
         ledger.raise_if_inert()
-    return Run(logits=logits, cache=ActivationCache(_in_order(recorder, model), model), ledger=ledger, inputs=ready)
+    return Run(
+        logits=logits, cache=ActivationCache(_in_order(recorder, model), model), ledger=ledger, inputs=ready
+    )
 
 
 def listed(interventions: Sequence[Intervention] | Intervention) -> list[Intervention]:
@@ -126,7 +130,7 @@ def split_inputs(
     return model.as_inputs(inputs, batch_feature), options
 
 
-def _recorder(model: "HookedVLM", inputs: Inputs, *, pos: object, **options: Any) -> Recorder:
+def _recorder(model: "HookedVLM", inputs: Inputs, *, pos: Selector | None, **options: Any) -> Recorder:
     foreign = any(hook_point.has_hooks() for hook_point in model.hook_dict.values())
     return Recorder(pos=None if pos is None else inputs.mask(pos), clone=foreign, **options)
 

@@ -1,10 +1,10 @@
-"""Weights under TransformerLens's names, stacked over layers, and what its ActivationCache asks of a model."""
+"""Weights under TransformerLens's names, stacked over layers, and what ActivationCache asks of a model."""
 
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmlens.errors import AnswerError
 
@@ -16,7 +16,7 @@ class WeightViews:
     """Mixed into the model; the per-layer views share storage, the stacks are copies."""
 
     cfg: "ModelConfig"
-    blocks: nn.ModuleList
+    blocks: Any
     embed: Any
     unembed: Any
     tokenizer: Any
@@ -68,9 +68,13 @@ class WeightViews:
             raise AnswerError(f"{string!r} is {len(ids)} tokens: {pieces}; give a single token.")
         return int(ids[0])
 
-    def accumulated_bias(self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True) -> Tensor:
+    def accumulated_bias(
+        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
+    ) -> Tensor:
         """Sum of the output biases below a layer: what a residual stream holds that no head or neuron wrote."""
-        total = torch.zeros(self.cfg.d_model, dtype=self.unembed.weight.dtype, device=self.unembed.weight.device)
+        total = torch.zeros(
+            self.cfg.d_model, dtype=self.unembed.weight.dtype, device=self.unembed.weight.device
+        )
         for index, block in enumerate(self.blocks):
             if index < layer or (index == layer and mlp_input):
                 total = _add(total, block.attn.o_proj.bias)

@@ -21,7 +21,11 @@ _VISION_LAYER = {
     **{f"ln{i}.{w}": f"layer_norm{i}.{w}" for i in (1, 2) for w in ("weight", "bias")},
     **{f"attn.{p}_proj.{w}": f"self_attn.{p}_proj.{w}" for p in "qkv" for w in ("weight", "bias")},
     **{f"attn.o_proj.{w}": f"self_attn.out_proj.{w}" for w in ("weight", "bias")},
-    **{f"mlp.{ours}_proj.{w}": f"mlp.{hf}.{w}" for ours, hf in (("up", "fc1"), ("down", "fc2")) for w in ("weight", "bias")},
+    **{
+        f"mlp.{ours}_proj.{w}": f"mlp.{hf}.{w}"
+        for ours, hf in (("up", "fc1"), ("down", "fc2"))
+        for w in ("weight", "bias")
+    },
 }
 
 _SINGLE = {

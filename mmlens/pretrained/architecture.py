@@ -64,8 +64,6 @@ def build_config(tokenizer, *, layers: int = 6, vision_layers: int = 4, heads: i
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         projector_hidden_act="gelu",
-        pad_token_id=ids(PAD),
-        eos_token_id=ids(EOS),
         tie_word_embeddings=False,
     )
 

@@ -87,7 +87,7 @@ class Trainer:
         """Build the model, or go on from the folder's checkpoint."""
         self.settings, self.folder, self.rank, self.step = settings, folder, rank, 0
         self.tokenizer = build_tokenizer()
-        self.eos: int = self.tokenizer.convert_tokens_to_ids(EOS)
+        self.eos = self.tokenizer.get_vocab()[EOS]
         self.packer = Packer(self.tokenizer, seed=settings.seed)
         sizes = {"layers": settings.layers, "vision_layers": settings.vision_layers}
         self.model = build_model(settings.seed, sample_patches(settings.seed), **sizes)

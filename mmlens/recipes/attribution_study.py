@@ -112,7 +112,9 @@ def attribution_study(
         accuracy=accuracy,
         control=theirs["attribution"],
         control_comparisons=theirs["comparisons"],
-        control_accuracy=blocked_accuracy(twin, families, dataset=dataset, progress=progress) if families else None,
+        control_accuracy=blocked_accuracy(twin, families, dataset=dataset, progress=progress)
+        if families
+        else None,
     )
 
 
@@ -140,10 +142,17 @@ def _measure(
             if not may_lack_effect:
                 raise
             remarks = (f"No curves for the random-weight control: {error}",)
-    return {"attribution": attribution, "scores": (single, weight), "comparisons": comparisons, "remarks": remarks}
+    return {
+        "attribution": attribution,
+        "scores": (single, weight),
+        "comparisons": comparisons,
+        "remarks": remarks,
+    }
 
 
-def save_study(study: AttributionStudy, folder: str | Path, *, title: str, command: str | None = None) -> Path:
+def save_study(
+    study: AttributionStudy, folder: str | Path, *, title: str, command: str | None = None
+) -> Path:
     """Writes every result and the report; each file appears whole or not at all.
 
     Args:

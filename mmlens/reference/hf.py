@@ -162,11 +162,11 @@ def embeddable(hf_model: "PreTrainedModel", inputs: Inputs) -> Iterator[Int[Tens
         yield ids
         return
     free = int(torch.isin(torch.arange(n_rows), ids.cpu()).logical_not().nonzero()[0])
-    hf_model.config.image_token_id = free
+    before, hf_model.config.image_token_id = hf_model.config.image_token_id, free
     try:
         yield ids.masked_fill(ids == inputs.image_token_id, free)
     finally:
-        hf_model.config.image_token_id = inputs.image_token_id
+        hf_model.config.image_token_id = before
 
 
 @contextmanager
@@ -202,14 +202,14 @@ def _zeroing(zeros: list[Zero], layer: int, step: _Step, head_dim: int) -> Any:
         z = args[0].clone()  # [batch, query, head * d_head]
         for zero in zeros:
             where = step.queries(zero.pos).to(z.device)
-            for head in _heads_of(zero, layer, z.shape[-1] // head_dim):
+            for head in heads_of(zero, layer, z.shape[-1] // head_dim):
                 z[..., head * head_dim : (head + 1) * head_dim].masked_fill_(where[..., None], 0.0)
         return (z,)
 
     return pre_hook
 
 
-def _heads_of(intervention: Zero | Block, layer: int, n_heads: int) -> list[int]:
+def heads_of(intervention: Zero | Block, layer: int, n_heads: int) -> list[int]:
     """Heads of one layer that an intervention means, from its ``layers`` and ``heads``."""
     layers, heads = intervention.layers, intervention.heads
     if layers is not None and layer not in ([layers] if isinstance(layers, int) else list(layers)):
@@ -252,7 +252,7 @@ class _Attention:
             if block.renormalise != renormalise:
                 continue
             edges = self.step.queries(block.dst)[:, :, None] & self.step.columns(block.src)[:, None, :]
-            for head in _heads_of(block, call.layer or 0, n_heads):
+            for head in heads_of(block, call.layer or 0, n_heads):
                 closed[:, head] |= edges.to(closed.device)
         return closed
 

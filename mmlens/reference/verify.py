@@ -98,14 +98,14 @@ def verify(
     Raises:
         CheckpointError, UnsupportedArchitecture: the model cannot be loaded at all.
     """
-    hf_model, ours, is_loaded = _load(model, device, revision)
+    hf_model, ours, are_independent = _load(model, device, revision)
     probes = _probes(ours, inputs, seed)
     before = [hf_own_logits(hf_model, probe) for probe in probes.values()]
     if float64 is None:
         float64 = sum(p.numel() for p in hf_model.parameters()) <= _FLOAT64_PARAMETERS
     first = next(iter(probes.values()))
     found = [checks.finite_weights(ours), checks.shared_weights(hf_model)]
-    if is_loaded:
+    if are_independent:
         found.append(checks.equal_weights(ours, hf_model))
     found += [checks.same_logits(ours, hf_model, probe, name, float64) for name, probe in probes.items()]
     found += [
@@ -142,11 +142,12 @@ def _census_layers(model: HookedVLM) -> list[int] | None:
 def _load(
     model: "str | os.PathLike[str] | PreTrainedModel", device: torch.device | str | None, revision: str | None
 ) -> "tuple[PreTrainedModel, HookedVLM, bool]":
-    """The Hugging Face model, ours, and whether ours was loaded from files by itself."""
+    """The Hugging Face model, ours, and whether the two were loaded by different code."""
     if not isinstance(model, str | os.PathLike):
         return model, HookedVLM.from_hf(model), False
-    hf_model = load_hf_model(open_checkpoint(model, revision=revision), device)
+    checkpoint = open_checkpoint(model, revision=revision)
+    hf_model = load_hf_model(checkpoint, device)
     on_cpu = torch.device(device or "cpu").type == "cpu"  # there, half precision computes in float32 as it is
     dtype = None if on_cpu else torch.float32
     ours = HookedVLM.from_pretrained(os.fspath(model), dtype=dtype, device=device, revision=revision)
-    return hf_model, ours, True
+    return hf_model, ours, not checkpoint.is_original_format

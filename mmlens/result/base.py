@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import pandas as pd
 import xarray as xr
@@ -20,6 +20,9 @@ from mmlens.result.schema import Variable, conform
 
 REMOVAL_SIGN = "positive = removing it hurts the answer"
 """The sign convention of every importance score."""
+
+
+_R = TypeVar("_R", bound="Result")  # not typing.Self, which run-time type checks of methods cannot resolve
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -91,7 +94,7 @@ class Result(ABC):
                 columns["upper"] = bounds.sel(bound="upper", drop=True)
         return xr.Dataset(columns).to_dataframe(dim_order=list(dims)).reset_index()
 
-    def select(self, sample: int | str | slice | Sequence[int] | Sequence[str]) -> Self:
+    def select(self: _R, sample: int | str | slice | Sequence[int] | Sequence[str]) -> _R:
         """The same result for some of its samples; the sample axis stays.
 
         Args:
@@ -135,7 +138,7 @@ class Result(ABC):
         return write_atomically(path, seal(encode(self.kind, self.data, self.info)))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(cls: type[_R], path: str | os.PathLike[str]) -> _R:
         """Reads a saved result: ``Result.load`` any kind, a subclass only its own.
 
         Raises:

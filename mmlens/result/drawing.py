@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num, UInt8
 
 from mmlens.errors import ResultError
 
@@ -16,8 +16,8 @@ MAX_SIDE = 336
 def image_variables(
     *,
     images: Sequence[Any],
-    boxes: Sequence[Float[np.ndarray, "row col 4"] | None] | None = None,
-    weights: Sequence[Float[np.ndarray, "row col"] | None] | None = None,
+    boxes: Sequence[Num[np.ndarray, "_ _ 4"] | None] | None = None,
+    weights: Sequence[Num[np.ndarray, "_ _"] | None] | None = None,
     sizes: Sequence[tuple[int, int]] | None = None,
     max_side: int = MAX_SIDE,
 ) -> dict[str, xr.DataArray]:
@@ -80,12 +80,17 @@ def token_variables(
     texts = np.full((len(tokens), length), "", dtype=object)
     names = np.full((len(tokens), length), "pad", dtype=object)
     for i, (row, kinds) in enumerate(zip(tokens, roles, strict=True)):
-        texts[i, : len(row)] = [str(token) for token in row]
-        names[i, : len(row)] = [str(kind) for kind in kinds]
+        texts[i, : len(row)] = [_encodable(token) for token in row]
+        names[i, : len(row)] = list(kinds)
     return {
         "token": xr.DataArray(texts, dims=("sample", "pos")),
         "role": xr.DataArray(names, dims=("sample", "pos")),
     }
+
+
+def _encodable(text: str) -> str:
+    """Text without the lone halves of characters that byte-level tokens can leave behind."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _rgb(image: Any) -> UInt8[np.ndarray, "height width 3"]:

@@ -4,6 +4,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -86,7 +87,7 @@ class RunInfo(BaseModel):
         prompts: Sequence[str] = (),
         git_commit: str | None = None,
         command: str | None = None,
-        settings: Mapping[str, JsonValue] | None = None,
+        settings: Mapping[str, Any] | None = None,
         seconds: float = 0.0,
     ) -> "RunInfo":
         """Provenance of a run that has just finished: adds software versions and the time.

@@ -84,7 +84,7 @@ def _check_attrs(data: xr.Dataset, kind: str, attrs: tuple[str, ...]) -> None:
     missing = [name for name in attrs if not (isinstance(data.attrs.get(name), str) and data.attrs[name])]
     if missing:
         raise ResultError(
-            f"a {kind} result needs the attributes {', '.join(attrs)} as non-empty strings; missing: "
+            f"this {kind} result needs the attributes {', '.join(attrs)} as non-empty strings; missing: "
             f"{', '.join(missing)}. Set them with data.attrs[...] = ..."
         )
 
@@ -94,18 +94,18 @@ def _check_names(data: xr.Dataset, kind: str, variables: Mapping[str, Variable])
     missing = [name for name, spec in variables.items() if spec.required and name not in data.data_vars]
     if missing:
         raise ResultError(
-            f"a {kind} result needs {', '.join(missing)}; given: {', '.join(map(str, data.data_vars))}."
+            f"this {kind} result needs {', '.join(missing)}; given: {', '.join(map(str, data.data_vars))}."
         )
     strange = [str(n) for n in data.data_vars if n not in variables and not data[n].attrs.get("description")]
     if strange:
         raise ResultError(
-            f"a {kind} result does not know {', '.join(strange)}; known: {', '.join(variables)}. To store "
+            f"this {kind} result does not know {', '.join(strange)}; known: {', '.join(variables)}. To store "
             "something of your own, describe it in its attrs['description']."
         )
     unknown = [str(dim) for dim in data.dims if dim not in RESULT_AXES]
     if unknown:
         raise ResultError(
-            f"unknown axes {', '.join(unknown)} in a {kind} result; known: {', '.join(RESULT_AXES)}."
+            f"unknown axes {', '.join(unknown)} in this {kind} result; known: {', '.join(RESULT_AXES)}."
         )
 
 
@@ -143,7 +143,7 @@ def _default_coord(name: str, size: int) -> np.ndarray:
 
 def _conformed(array: xr.DataArray, kind: str, spec: Variable, attrs: Mapping[str, str]) -> xr.DataArray:
     """One variable, checked and with its unit, sign and description."""
-    where = f"{array.name} of a {kind} result"
+    where = f"{array.name} of this {kind} result"
     if array.dims != spec.dims:
         raise ResultError(f"{where} must have axes {spec.dims}, got {array.dims}. Transpose or rename them.")
     if array.dtype.kind not in _DTYPE_KINDS[spec.dtype] or (

@@ -15,11 +15,11 @@ def mean_interval(values: np.ndarray, axis: int = 0, level: float = 0.95) -> tup
     Returns:
         Lower and upper end, with ``axis`` removed, in the unit of ``values``.
     """
-    from scipy.stats import t  # heavy, and only needed for several samples
+    from scipy.special import stdtrit
 
     count = values.shape[axis]
     mean = values.mean(axis=axis)
-    half = t.ppf(0.5 + level / 2, count - 1) * values.std(axis=axis, ddof=1) / np.sqrt(count)
+    half = stdtrit(count - 1, 0.5 + level / 2) * values.std(axis=axis, ddof=1) / np.sqrt(count)
     return mean - half, mean + half
 
 

@@ -49,7 +49,7 @@ def naive(
                 values = [*prefix.v_system[kv], *v[row, : last + 1, kv]]
                 n_image = prefix.k_image.shape[1]
                 if keep[m, h]:
-                    keys, values = keys + [*prefix.k_image[kv]], values + [*prefix.v_image[kv]]
+                    keys, values = [*keys, *prefix.k_image[kv]], [*values, *prefix.v_image[kv]]
                 elif replacement is not None:
                     keys += [replacement.k[kv]] * n_image
                     values += [replacement.v[kv]] * n_image

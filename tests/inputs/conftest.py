@@ -35,3 +35,11 @@ def kit(request, kits):
 def word(kits):
     """The word-level tokenizer, where one word is one token."""
     return kits["word"]
+
+
+@pytest.fixture(scope="session")
+def make_cfg(kits):
+    """Model shapes with other settings, for the word-level processor."""
+    from tests.inputs.kits import shape_of
+
+    return lambda **settings: shape_of(kits["word"].processor, **settings)

@@ -115,7 +115,7 @@ def test_a_cell_that_shows_only_padding_is_in_no_region():
         assert covered_cells(everything, boxes, threshold).any(axis=1).tolist() == [False, True, True, False]
 
 
-# ---- errors ----------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

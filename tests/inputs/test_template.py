@@ -95,5 +95,5 @@ def test_templates_that_lose_something(word, template, words):
 
 
 def test_placeholder_in_the_question(word):
-    with pytest.raises(MissingPixels, match="'<image>'.*leave it out"):
+    with pytest.raises(MissingPixels, match=r"'<image>'.*leave it out"):
         rendered(word, Conversation.of_prompt(Prompt(question="<image>\nWhat?", image="a.png")))

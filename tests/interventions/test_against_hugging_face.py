@@ -45,8 +45,15 @@ def image_blocked(hf: Any, layer: int, head: int, image: torch.Tensor) -> Iterat
     def mask(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         additive = kwargs["attention_mask"].expand(-1, 4, -1, -1).clone()
         n_query, n_key = additive.shape[-2:]
-        columns = image[:, :n_key] if n_key <= image.shape[1] else torch.nn.functional.pad(image, (0, n_key - image.shape[1]))
-        text = torch.arange(n_key - n_query, n_key)[None, :] > image.shape[1] - 1 - image.flip(1).int().argmax(1)[:, None]
+        columns = (
+            image[:, :n_key]
+            if n_key <= image.shape[1]
+            else torch.nn.functional.pad(image, (0, n_key - image.shape[1]))
+        )
+        text = (
+            torch.arange(n_key - n_query, n_key)[None, :]
+            > image.shape[1] - 1 - image.flip(1).int().argmax(1)[:, None]
+        )
         closed = text[:, :, None] & columns[:, None, :]
         additive[:, head] = additive[:, head].masked_fill(closed, torch.finfo(additive.dtype).min)
         return args, {**kwargs, "attention_mask": additive}
@@ -85,7 +92,12 @@ def test_blocking_one_head_in_a_run(pair: Pair, head: int) -> None:
 @pytest.mark.parametrize("kind", ["zero", "block"])
 def test_in_cached_decoding(pair: Pair, kind: str) -> None:
     layer, head = 2, 1
-    options = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    options = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
     if kind == "zero":
         context, intervention = o_proj_zeroed(pair.hf, layer, head), Zero(at="z", layers=layer, heads=head)
     else:
@@ -101,11 +113,16 @@ def test_in_cached_decoding(pair: Pair, kind: str) -> None:
     assert (ours.logits[:, 0] - clean.logits[:, 0]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("intervention", [Block(src="image", heads=[(1, 2)]), Zero(at="z", layers=0, heads=3)])
+@pytest.mark.parametrize(
+    "intervention", [Block(src="image", heads=[(1, 2)]), Zero(at="z", layers=0, heads=3)]
+)
 def test_fused_attention_adds_rounding_only(intervention: Block | Zero) -> None:
     """The oracle is eager; with fused attention the difference is 1e-6 in float32 and vanishes in float64."""
     pair = make_pair(2)
-    for model, bound in ((pair.model, 5e-6), (HookedVLM.from_hf(pair.hf.double(), pair.model.processor), 1e-12)):
+    for model, bound in (
+        (pair.model, 5e-6),
+        (HookedVLM.from_hf(pair.hf.double(), pair.model.processor), 1e-12),
+    ):
         with torch.no_grad():
             fused = model.run(pair.inputs, intervention).logits
             model.fused_attention = False

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from mmlens.errors import (
-    EmptyGroup,
     InterventionDidNothing,
     InterventionError,
     SelectorError,
@@ -125,7 +124,9 @@ def test_patching_the_image_moves_the_answer(pair: Pair) -> None:
     assert torch.equal(patched, pair.model(other))
 
 
-@pytest.mark.parametrize("at", ["image_features", "projector.out", "projector.in", "vision.resid_post", "vision.embed"])
+@pytest.mark.parametrize(
+    "at", ["image_features", "projector.out", "projector.in", "vision.resid_post", "vision.embed"]
+)
 def test_image_sites_are_selected_by_sequence_position(pair: Pair, at: str) -> None:
     """The fifth image token of a sample is the fifth cell in the tower, whose first row is the class token."""
     chosen = torch.zeros_like(pair.inputs.image_mask)
@@ -144,7 +145,9 @@ def test_image_sites_are_selected_by_sequence_position(pair: Pair, at: str) -> N
 
 
 def test_head_outputs_of_the_tower_can_be_edited(pair: Pair) -> None:
-    run = pair.model.run(pair.inputs, [Zero(at="vision.z", layers=0, heads=1), Scale(at="vision.attn_scores", factor=0.0)])
+    run = pair.model.run(
+        pair.inputs, [Zero(at="vision.z", layers=0, heads=1), Scale(at="vision.attn_scores", factor=0.0)]
+    )
     assert (run.logits - pair.model(pair.inputs))[:, -1].abs().max() > 1e-3
     assert [len(entry.hooks) for entry in run.ledger.entries] == [1, 2]
 
@@ -226,10 +229,15 @@ def test_given_image_keys_and_values_equal_the_named_baseline(pair: Pair) -> Non
 
 
 def test_the_ledger_counts(pair: Pair) -> None:
-    entry = pair.model.run(pair.inputs, Zero(at="z", layers=[0, 2], heads=[1, 2], pos="image")).ledger.entries[0]
+    entry = pair.model.run(
+        pair.inputs, Zero(at="z", layers=[0, 2], heads=[1, 2], pos="image")
+    ).ledger.entries[0]
     assert list(entry.hooks) == ["blocks.0.attn.hook_z", "blocks.2.attn.hook_z"]
     assert entry.matched == entry.changed == 2 * 2 * 2 * 16 * pair.model.cfg.d_head
     assert "2 hook points" in str(entry)
+
+
+TOO_SMALL = ImageKV(k=torch.zeros(1, 1, 1), v=torch.zeros(1, 1, 1))
 
 
 def with_field(value: Any, name: str, field: Any) -> Any:
@@ -259,7 +267,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (with_field(Mean(at="z"), "baseline", "everything"), InterventionError, "unknown mean baseline"),
     (Block(src="image", dst="object"), UnknownGroup, "object"),
     (HeadMask(mask=torch.ones(2, 4, dtype=torch.bool)), ShapeError, r"\[3, 4\]"),
-    (HeadMask(mask=torch.zeros(3, 4, dtype=torch.bool), baseline=ImageKV(k=torch.zeros(1, 1, 1), v=torch.zeros(1, 1, 1))), ShapeError, "ImageKV.k"),
+    (HeadMask(mask=torch.zeros(3, 4, dtype=torch.bool), baseline=TOO_SMALL), ShapeError, "ImageKV.k"),
     (Block(src="final", dst="image"), InterventionDidNothing, "matched no element"),
     (Scale(at="z", factor=1.0), InterventionDidNothing, "left every one as it was"),
 ]  # fmt: skip

@@ -61,7 +61,9 @@ def test_first_step_equals_a_run(pair: Pair, name: str) -> None:
 def test_blocking_still_acts_on_generated_tokens(plain_pair: Pair) -> None:
     """A block by absolute index would stop at the first generated token."""
     clean = plain_pair.model.generate(plain_pair.inputs, max_new_tokens=4)
-    blocked = plain_pair.model.generate(plain_pair.inputs, Block(src="image", dst="generated"), max_new_tokens=4)
+    blocked = plain_pair.model.generate(
+        plain_pair.inputs, Block(src="image", dst="generated"), max_new_tokens=4
+    )
     torch.testing.assert_close(clean.logits[:, 0], blocked.logits[:, 0], atol=1e-5, rtol=0)
     assert (clean.logits[:, 1] - blocked.logits[:, 1]).abs().max() > 1e-3
 
@@ -72,7 +74,9 @@ def test_patch_from_self_is_an_identity(plain_pair: Pair) -> None:
     patch = Patch(at="resid_mid", layers=1, source=cache)
     clean = plain_pair.model.generate(plain_pair.inputs, max_new_tokens=3)
     with pytest.raises(InterventionDidNothing, match="left every one as it was"):
-        plain_pair.model.generate(plain_pair.inputs, Patch(at="resid_pre", layers=0, source=cache), max_new_tokens=3)
+        plain_pair.model.generate(
+            plain_pair.inputs, Patch(at="resid_pre", layers=0, source=cache), max_new_tokens=3
+        )
     run = plain_pair.model.run(plain_pair.inputs, patch, strict=False)
     assert torch.equal(run.logits, plain_pair.model(plain_pair.inputs))
     same = plain_pair.model.generate(plain_pair.inputs, patch, max_new_tokens=3, strict=False)

@@ -152,9 +152,7 @@ def test_head_results_include_the_output_bias_once() -> None:
     names = ["blocks.1.attn.hook_result", "blocks.1.hook_attn_out"]
     _, cache = pair.model.run_with_cache(pair.inputs, names_filter=names)
     bias = pair.model.blocks[1].attn.o_proj.bias
-    torch.testing.assert_close(
-        cache["result", 1].sum(dim=2) + bias, cache["attn_out", 1], atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(cache["result", 1].sum(dim=2) + bias, cache["attn_out", 1], atol=1e-6, rtol=0)
 
 
 def test_caching_changes_nothing(pair: Pair) -> None:
@@ -176,14 +174,21 @@ def test_shapes_follow_transformer_lens(pair: Pair) -> None:
     assert cache["resid_pre", 0].shape == cache["embed"].shape == (batch, pos, cfg.d_model)
     assert cache["post", 1].shape == (batch, pos, cfg.d_mlp)
     cells = cfg.vision.grid**2
-    assert cache["vision.blocks.0.attn.hook_z"].shape == (batch, 1 + cells, cfg.vision.n_heads, cfg.vision.d_head)
+    assert cache["vision.blocks.0.attn.hook_z"].shape == (
+        batch,
+        1 + cells,
+        cfg.vision.n_heads,
+        cfg.vision.d_head,
+    )
     assert cache["projector.hook_out"].shape == (batch, cells, cfg.d_model)
     assert cache["hook_image_features"].shape == (batch * cells, cfg.d_model)
     torch.testing.assert_close(cache["pattern", 1].sum(-1), torch.ones(batch, cfg.n_heads, pos))
 
 
 def test_image_features_stand_at_the_image_positions(plain_pair: Pair) -> None:
-    _, cache = plain_pair.model.run_with_cache(plain_pair.inputs, names_filter=["hook_embed", "hook_image_features"])
+    _, cache = plain_pair.model.run_with_cache(
+        plain_pair.inputs, names_filter=["hook_embed", "hook_image_features"]
+    )
     embedded = cache["embed"][plain_pair.inputs.image_mask]
     assert torch.equal(embedded, cache["hook_image_features"])
 
@@ -275,7 +280,10 @@ def test_hooks_leave_no_trace(plain_pair: Pair) -> None:
 
     for _ in range(50):
         with pytest.raises(ArithmeticError, match="planted"):
-            model.run_with_hooks(plain_pair.inputs, fwd_hooks=[("blocks.0.hook_resid_pre", keep), ("blocks.1.attn.hook_pattern", fail)])
+            model.run_with_hooks(
+                plain_pair.inputs,
+                fwd_hooks=[("blocks.0.hook_resid_pre", keep), ("blocks.1.attn.hook_pattern", fail)],
+            )
     assert not any(point.has_hooks() for point in model.hook_dict.values())
     assert torch.equal(model(plain_pair.inputs), clean)
 
@@ -285,7 +293,9 @@ def test_in_place_edits_act(plain_pair: Pair) -> None:
         scores[:, 1, -1, :3] = -1e4
         return scores
 
-    edited = plain_pair.model.run_with_hooks(plain_pair.inputs, fwd_hooks=[("blocks.0.attn.hook_attn_scores", edit)])
+    edited = plain_pair.model.run_with_hooks(
+        plain_pair.inputs, fwd_hooks=[("blocks.0.attn.hook_attn_scores", edit)]
+    )
     assert (edited - plain_pair.model(plain_pair.inputs))[:, -1].abs().max() > 1e-3
 
 
@@ -295,12 +305,14 @@ def test_is_a_hooked_root_module(plain_pair: Pair) -> None:
 
 
 def test_transformer_lens_cache_methods_work(plain_pair: Pair) -> None:
-    names = lambda name: name.startswith(("blocks", "hook_embed", "ln_final")) and not name.endswith("hook_result")  # noqa: E731
-    logits, cache = plain_pair.model.run_with_cache(plain_pair.inputs, names_filter=names)
+    def plain(name: str) -> bool:
+        return name.startswith(("blocks", "hook_embed", "ln_final")) and not name.endswith("hook_result")
+
+    logits, cache = plain_pair.model.run_with_cache(plain_pair.inputs, names_filter=plain)
     stack, labels = cache.accumulated_resid(return_labels=True)
     assert stack.shape[0] == len(labels) == plain_pair.model.cfg.n_layers + 1
     torch.testing.assert_close(plain_pair.model.logits(stack[-1]), logits)
-    parts, part_labels = cache.decompose_resid(return_labels=True, mode="full")
+    parts = cache.decompose_resid(mode="full")
     torch.testing.assert_close(parts.sum(0), stack[-1], atol=1e-5, rtol=0)
     heads = cache.stack_head_results()
     assert heads.shape[0] == plain_pair.model.cfg.n_layers * plain_pair.model.cfg.n_heads
@@ -326,7 +338,9 @@ def test_token_ids_alone_are_refused(plain_pair: Pair) -> None:
     with pytest.raises(MissingPixels, match="pixels"):
         plain_pair.model(plain_pair.inputs.input_ids)
     with pytest.raises(MissingPixels):
-        plain_pair.model(input_ids=plain_pair.batch["input_ids"], attention_mask=plain_pair.batch["attention_mask"])
+        plain_pair.model(
+            input_ids=plain_pair.batch["input_ids"], attention_mask=plain_pair.batch["attention_mask"]
+        )
     with pytest.raises(InputError, match="nothing to run"):
         plain_pair.model()
     with pytest.raises(InputError, match="not both"):

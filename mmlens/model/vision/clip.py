@@ -5,6 +5,8 @@ touch the answer. They are not built: a hook there would fire and change nothing
 Source: Radford et al. 2021 (arXiv 2103.00020); LLaVA, Liu et al. 2023 (arXiv 2304.08485).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -32,7 +34,7 @@ class VisionTower(nn.Module):
         self.patch_embedding = nn.Conv2d(3, cfg.d_model, cfg.patch_size, stride=cfg.patch_size, bias=False)
         self.position_embedding = nn.Embedding(cfg.n_pos, cfg.d_model)
         self.ln_pre = LayerNorm(cfg.d_model, cfg.eps)
-        self.blocks = nn.ModuleList(vision_layer(cfg) for _ in range(max(hidden)))
+        self.blocks: Any = nn.ModuleList(vision_layer(cfg) for _ in range(max(hidden)))
         self.hook_embed = HookPoint()
 
     def embed(

@@ -1,0 +1,45 @@
+"""A tiny Hugging Face model, ours made from it, and random inputs with padding and with two images."""
+
+import pytest
+import torch
+
+from tests.tiny import tiny_llava
+
+
+@pytest.fixture(scope="module", params=[4, 2, 1], ids=lambda n_kv: f"kv{n_kv}")
+def hf_model(request):
+    return tiny_llava(seed=request.param, n_kv=request.param)
+
+
+@pytest.fixture(scope="module")
+def model(hf_model):
+    from mmlens.model.hooked_vlm import HookedVLM
+
+    return HookedVLM.from_hf(hf_model)
+
+
+@pytest.fixture(scope="module")
+def wide(hf_model):
+    """Both models in float64, where a difference cannot hide behind rounding."""
+    from mmlens.model.hooked_vlm import HookedVLM
+    from mmlens.reference.parity import float64_copy
+
+    copy = float64_copy(hf_model)
+    return HookedVLM.from_hf(copy), copy
+
+
+@pytest.fixture(scope="module")
+def batches(model):
+    """Two batches: prompts of unequal length, and prompts with two images each."""
+    from mmlens.reference.probe import probe_inputs
+
+    return {
+        "padded": probe_inputs(model.cfg, seed=0),
+        "two images": probe_inputs(model.cfg, n_images=2, n_after=(2, 5), seed=1),
+    }
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
