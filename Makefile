@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet --quiet --constraint constraints.txt
 OUT    ?= out/demo
-# Two one-thread processes beat one two-thread process on two cores; on bigger machines set WORKERS.
+# Test processes, one thread each; on machines with more than two cores set WORKERS.
 WORKERS ?= 2
 TESTS  ?= tests
 
@@ -14,6 +14,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install install-dev chromium demo test bench lint format docs notebooks clean
+
+# The embedded models are small: a second thread costs more than it brings, and on a busy machine very much more.
+SMALL := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
 # Without byte code, importing torch and transformers takes many times longer.
 unexport PYTHONDONTWRITEBYTECODE
@@ -58,11 +61,11 @@ chromium:
 	fi
 
 demo: $(VENV)/.installed
-	HF_HUB_OFFLINE=1 $(BIN)/mmlens demo --out $(OUT)
+	$(SMALL) $(BIN)/mmlens demo --out $(OUT)
 	@echo "Report:"; find $(OUT) -name '*.html' -exec realpath {} +
 
 test: $(VENV)/.installed-dev chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(TESTS)
+	$(SMALL) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(TESTS)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/bench_engine.py
@@ -85,7 +88,8 @@ build/tutorials/%.ipynb: tutorials/%.py $(SOURCES) $(VENV)/.installed-dev
 	@mkdir -p build/tutorials
 	@echo "Executing $< ..."
 	@$(BIN)/jupytext --quiet --to ipynb --set-kernel python3 --output build/tutorials/$*.draft.ipynb $<
-	@cd build/tutorials && HF_HUB_OFFLINE=1 PYTHONWARNINGS='ignore:IProgress not found' PLOTLY_RENDERER=plotly_mimetype+notebook \
+	@cd build/tutorials && $(SMALL) PYTHONWARNINGS='ignore:IProgress not found' \
+		PLOTLY_RENDERER=plotly_mimetype+notebook \
 		../../$(BIN)/jupyter-execute --timeout=600 --output=$*.ipynb $*.draft.ipynb
 	@rm build/tutorials/$*.draft.ipynb
 
@@ -94,7 +98,7 @@ notebooks: $(NOTEBOOKS)
 docs: $(VENV)/.installed-dev notebooks
 	@rm -rf docs/tutorials && mkdir -p docs/tutorials
 	@if [ -n "$(NOTEBOOKS)" ]; then cp $(NOTEBOOKS) docs/tutorials/; fi
-	HF_HUB_OFFLINE=1 $(BIN)/python -m sphinx -W --keep-going -q -E -b html docs docs/_build/html
+	$(SMALL) $(BIN)/python -m sphinx -W --keep-going -q -E -b html docs docs/_build/html
 	@echo "Documentation: docs/_build/html/index.html"
 
 clean:

@@ -25,5 +25,10 @@ AXES: dict[str, str] = {
     "bound": "lower and upper end of an interval",
     "draw": "independent random draws of a control",
     "channel": "colour channels",
+    "pixel_row": "pixel rows of a thumbnail, from the top",
+    "pixel_col": "pixel columns of a thumbnail, from the left",
+    "side": "left, top, right and bottom side of a box",
+    "family": "question families of a data set",
+    "condition": "what was done to the model before it was asked",
 }
 """Axis name → what it counts."""

@@ -39,6 +39,7 @@ EXCEPTIONS = {
     ("interventions", "inputs"),  # edits name positions with the selectors of inputs
     ("loading", "pretrained"),  # "scenes" is a checkpoint like any other, found by name
     ("model.hooked_vlm", "pretrained"),
+    ("cli", "recipes"),  # the commands that run an experiment end to end
 }
 
 # Third-party packages with a home: only these modules or folders may import them.

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
@@ -61,41 +61,20 @@ def blocked_accuracy(
     """
     started = time.perf_counter()
     _check(families, confidence, batch_size)
-    correct, majority = {}, {}
     prompts = [prompt for members in families.values() for prompt in members]
+    correct: dict[str, np.ndarray] = {}
     with tqdm(total=len(prompts), desc="blocked accuracy", unit="prompt", disable=not progress) as bar:
         for name, members in families.items():
-            parts = [
-                _correct(model, members[i : i + batch_size], bar) for i in range(0, len(members), batch_size)
-            ]
-            correct[name] = torch.cat(parts).numpy()
-            majority[name] = Counter(prompt.answer for prompt in members).most_common(1)[0][1]
+            batches = [members[i : i + batch_size] for i in range(0, len(members), batch_size)]
+            correct[name] = torch.cat([_correct(model, batch, bar) for batch in batches]).numpy()
+    guessed = {name: _majority(members) for name, members in families.items()}
     if len(families) > 1:
-        correct[ALL], majority[ALL] = np.concatenate(list(correct.values())), sum(majority.values())
-    counts = np.array([len(one) for one in correct.values()])
-    hits = np.stack([one.sum(axis=0) for one in correct.values()])  # [family, condition]
-    data = xr.Dataset(
-        {
-            "accuracy": (("family", "condition"), hits / counts[:, None]),
-            "interval": (
-                ("family", "condition", "bound"),
-                wilson_interval(hits, counts[:, None], confidence),
-            ),
-            "majority": ("family", np.array(list(majority.values())) / counts),
-            "n": ("family", counts),
-        },
-        coords={
-            "family": np.array(list(correct), dtype=object),
-            "condition": np.array(["clean", "blocked"], object),
-        },
-        attrs={
-            "dataset": dataset,
-            "intervention": "no text token reads any image token, in any layer or head",
-        },
-    )
-    data["interval"].attrs["description"] = (
-        f"{confidence:.3g} Wilson interval of the share of correct answers"
-    )
+        correct[ALL], guessed[ALL] = np.concatenate(list(correct.values())), sum(guessed.values())
+    data = _dataset(correct, guessed, confidence)
+    data.attrs = {
+        "dataset": dataset,
+        "intervention": "no text token reads any image token, in any layer or head",
+    }
     info = run_info(
         model,
         model.prepare(list(prompts[:1])),
@@ -107,7 +86,7 @@ def blocked_accuracy(
 
 
 def wilson_interval(
-    hits: Float[np.ndarray, "*n"], trials: Float[np.ndarray, "*n"], confidence: float = 0.95
+    hits: Num[np.ndarray, "*n"], trials: Num[np.ndarray, "*#n"], confidence: float = 0.95
 ) -> Float[np.ndarray, "*n 2"]:
     """Wilson score interval of a share: lower and upper end along a new last axis."""
     z = stats.norm.ppf((1 + confidence) / 2)
@@ -115,6 +94,30 @@ def wilson_interval(
     centre = (share + z**2 / (2 * trials)) / shrink
     half = z * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)) / shrink
     return np.clip(np.stack([centre - half, centre + half], axis=-1), 0.0, 1.0)
+
+
+def _majority(prompts: Sequence[Prompt]) -> int:
+    """How many of the prompts have the most frequent answer."""
+    return Counter(prompt.answer for prompt in prompts).most_common(1)[0][1]
+
+
+def _dataset(correct: Mapping[str, np.ndarray], guessed: Mapping[str, int], confidence: float) -> xr.Dataset:
+    n = np.array([len(one) for one in correct.values()])
+    hits = np.stack([one.sum(axis=0) for one in correct.values()])  # [family, condition]
+    text = {"description": f"{confidence:.3g} Wilson interval of the share of correct answers"}
+    bounds = wilson_interval(hits, n[:, None], confidence)
+    return xr.Dataset(
+        {
+            "accuracy": (("family", "condition"), hits / n[:, None]),
+            "interval": (("family", "condition", "bound"), bounds, text),
+            "majority": ("family", np.array(list(guessed.values())) / n),
+            "n": ("family", n),
+        },
+        coords={
+            "family": np.array(list(correct), dtype=object),
+            "condition": np.array(["clean", "blocked"], dtype=object),
+        },
+    )
 
 
 def _check(families: Mapping[str, Sequence[Prompt]], confidence: float, batch_size: int) -> None:

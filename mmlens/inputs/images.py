@@ -43,6 +43,8 @@ MAX_FILE_BYTES = 512 * 2**20
 BACKGROUND = (255, 255, 255)
 """Colour (red, green, blue) under transparent pixels: white."""
 
+_ORIENTATION = 0x0112  # the EXIF tag
+
 _URL = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+://|data:)")
 
 
@@ -247,14 +249,18 @@ def _decode(image: Image.Image) -> None:
 
 def _to_rgb(image: Image.Image, shown: str) -> Image.Image:
     file_format = image.format
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         image = _eight_bit(image, file_format, shown)
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (*BACKGROUND, 255)), rgba)
-    # a fresh image: no lazy file, no metadata that a later step might apply a second time
-    return Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
+        seen = image.convert("RGBA")
+        rgb = Image.new("RGB", seen.size, BACKGROUND)
+        rgb.paste(seen, mask=seen)
+    else:
+        rgb = image.convert("RGB")  # a new image in any case
+    rgb.info = {}  # metadata that a later step might apply a second time
+    return rgb
 
 
 def _eight_bit(image: Image.Image, file_format: str | None, shown: str) -> Image.Image:
@@ -264,10 +270,14 @@ def _eight_bit(image: Image.Image, file_format: str | None, shown: str) -> Image
             f"{shown} has mode {image.mode} (32 bits per pixel), whose range is a guess: scale it to 0 to "
             "255 and give it as uint8."
         )
-    values = np.asarray(image).astype(np.int64)
-    if values.size and (values.min() < 0 or values.max() > 65535):
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
         raise ImageError(f"{shown} has values outside 0 to 65535: scale it to 0 to 255 and give it as uint8.")
-    grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    scaled = values.astype(np.uint32)
+    scaled *= 255
+    scaled += 32767
+    scaled //= 65535
+    grey = Image.fromarray(scaled.astype(np.uint8))
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):  # PNG: this one grey value is see-through
         opaque = np.where(values == transparent, 0, 255).astype(np.uint8)

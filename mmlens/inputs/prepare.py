@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
 from mmlens.config import ModelConfig
-from mmlens.errors import AnswerError, ConfigError
+from mmlens.errors import ConfigError
 from mmlens.inputs.answers import answer_id, check_differ
 from mmlens.inputs.batch import Inputs
 from mmlens.inputs.families import Family, family_of
@@ -28,12 +28,24 @@ from mmlens.inputs.groups import region_groups
 from mmlens.inputs.images import load_image
 from mmlens.inputs.prompt import check_regions
 from mmlens.inputs.requests import Request, read_requests
-from mmlens.inputs.template import Rendered, render
+from mmlens.inputs.template import Rendered, own_template, render
 from mmlens.inputs.tensors import check_finite, prepare_tensors
 from mmlens.inputs.token_map import TokenMap
-from mmlens.inputs.tokens import Encoded, check_image_token, encode, token_strings
+from mmlens.inputs.tokens import Encoded, check_image_token, check_vocabulary, encode, token_strings
 
 _THUMBNAIL = 320  # longest side, in pixels: enough to draw on, little to keep for thousands of samples
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Setting:
+    """What is the same for all samples."""
+
+    processor: Any
+    cfg: ModelConfig
+    family: Family
+    min_coverage: int | float
+    placeholder: str
+    template: str | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,8 +72,9 @@ def prepare(
     Args:
         prompts: one ``Prompt`` or a list; one conversation of Hugging Face chat messages or a list of them;
             or a processor's ``BatchFeature`` (any mapping with "input_ids" and tensors).
-        processor: the checkpoint's Hugging Face processor; not changed. May be None for a ``BatchFeature``:
-            then tokens have no text, and answers cannot be given.
+        processor: the checkpoint's Hugging Face processor; not changed. Without a chat template, the prompt
+            form of the model's family is used. May be None for a ``BatchFeature``: then tokens have no text,
+            and answers cannot be given.
         cfg: shape of the model.
         answers: expected answers, one per sample, for chat messages and tensors (a ``Prompt`` has its own).
         foils: wrong answers to compare them with, likewise.
@@ -93,33 +106,31 @@ def prepare(
     requests = read_requests(prompts, answers, foils, regions)
     if processor is None:
         raise ConfigError("prompts need the checkpoint's processor to become tokens: give processor=.")
-    samples = [
-        _prepare_one(request, processor, cfg, family, min_coverage, f"sample {index}: ")
-        for index, request in enumerate(requests)
-    ]
-    return _assemble(samples, processor, cfg)
+    setting = _Setting(
+        processor=processor,
+        cfg=cfg,
+        family=family,
+        min_coverage=min_coverage,
+        placeholder=check_image_token(processor, cfg.image_token_id),
+        template=own_template(processor, family.chat_template),
+    )
+    samples = [_prepare_one(request, setting, f"sample {index}: ") for index, request in enumerate(requests)]
+    return _assemble(samples, setting)
 
 
-def _prepare_one(
-    request: Request, processor: Any, cfg: ModelConfig, family: Family, min_coverage: int | float, where: str
-) -> _Sample:
+def _prepare_one(request: Request, setting: _Setting, where: str) -> _Sample:
+    processor, cfg = setting.processor, setting.cfg
     images = [load_image(picture.source) for picture in request.conversation.pictures]
     geometries = [
         processor_geometry((image.height, image.width), processor.image_processor) for image in images
     ]
-    placeholder = check_image_token(processor, cfg.image_token_id)
-    template = None if getattr(processor, "chat_template", None) else family.chat_template
-    rendered = render(request.conversation, processor, template, placeholder)
+    rendered = render(request.conversation, processor, setting.template, setting.placeholder)
     encoded = encode(processor, rendered, images, cfg.image_token_id)
     _check_geometry(encoded, geometries, processor)
-    if max(encoded.ids) >= cfg.d_vocab:
-        raise ConfigError(
-            f"{where}token {max(encoded.ids)} is beyond the model's vocabulary of {cfg.d_vocab}: processor "
-            "and model do not belong together."
-        )
-    token_map = _token_map(request, encoded, images, geometries, processor, cfg, family, min_coverage, where)
-    answer = _answer_id(request.prompt.answer, f"{where}answer", rendered, processor, cfg)
-    foil = _answer_id(request.prompt.foil, f"{where}foil", rendered, processor, cfg)
+    check_vocabulary(torch.tensor(encoded.ids), cfg, where)
+    token_map = _token_map(request, encoded, images, geometries, setting, where)
+    answer = _answer_id(request.prompt.answer, f"{where}answer", rendered, setting)
+    foil = _answer_id(request.prompt.foil, f"{where}foil", rendered, setting)
     check_differ(answer, foil, request.prompt.answer, request.prompt.foil, where)
     return _Sample(request=request, encoded=encoded, token_map=token_map, answer_id=answer, foil_id=foil)
 
@@ -129,19 +140,16 @@ def _token_map(
     encoded: Encoded,
     images: list[Image.Image],
     geometries: list[ImageGeometry],
-    processor: Any,
-    cfg: ModelConfig,
-    family: Family,
-    min_coverage: int | float,
+    setting: _Setting,
     where: str,
 ) -> TokenMap:
-    positions = np.flatnonzero(np.array(encoded.ids) == cfg.image_token_id)
-    grids = family.pack(positions, geometries, cfg)
+    positions = np.flatnonzero(np.array(encoded.ids) == setting.cfg.image_token_id)
+    grids = setting.family.pack(positions, geometries, setting.cfg)
     regions = check_regions(request.prompt.regions)
     return TokenMap(
-        tokens=token_strings(processor.tokenizer, encoded.ids),
+        tokens=token_strings(setting.processor.tokenizer, encoded.ids),
         roles=encoded.roles,
-        groups=region_groups(regions, encoded.roles, grids, min_coverage=min_coverage, where=where),
+        groups=region_groups(regions, encoded.roles, grids, min_coverage=setting.min_coverage, where=where),
         images=grids,
         thumbnails=tuple(_thumbnail(image) for image in images),
     )
@@ -166,23 +174,20 @@ def _check_geometry(encoded: Encoded, geometries: list[ImageGeometry], processor
         )
 
 
-def _answer_id(
-    answer: str | None, shown: str, rendered: Rendered, processor: Any, cfg: ModelConfig
-) -> int | None:
+def _answer_id(answer: str | None, shown: str, rendered: Rendered, setting: _Setting) -> int | None:
     if answer is None:
         return None
-    return answer_id(
-        processor.tokenizer, rendered.text, rendered.answer_glue, answer, shown=shown, d_vocab=cfg.d_vocab
-    )
+    tokenizer, d_vocab = setting.processor.tokenizer, setting.cfg.d_vocab
+    return answer_id(tokenizer, rendered.text, rendered.answer_glue, answer, shown=shown, d_vocab=d_vocab)
 
 
 # ---- batch ------------------------------------------------------------------------------------------------
 
 
-def _assemble(samples: list[_Sample], processor: Any, cfg: ModelConfig) -> Inputs:
+def _assemble(samples: list[_Sample], setting: _Setting) -> Inputs:
     n_pos = max(len(sample.encoded.ids) for sample in samples)
     pads = [n_pos - len(sample.encoded.ids) for sample in samples]
-    pad_id = _pad_id(processor.tokenizer, cfg)
+    pad_id = _pad_id(setting.processor.tokenizer, setting.cfg)
     tensors = _joined(samples, pads)
     return Inputs(
         input_ids=torch.tensor(
@@ -195,7 +200,7 @@ def _assemble(samples: list[_Sample], processor: Any, cfg: ModelConfig) -> Input
         answer_ids=_column([sample.answer_id for sample in samples]),
         foil_ids=_column([sample.foil_id for sample in samples]),
         extra=tensors,
-        image_token_id=cfg.image_token_id,
+        image_token_id=setting.cfg.image_token_id,
     )
 
 
@@ -216,8 +221,6 @@ def _joined(samples: list[_Sample], pads: list[int]) -> dict[str, Tensor]:
     return {name: torch.cat(tensors) for name, tensors in joined.items()}
 
 
-def _column(ids: Sequence[int | None]) -> Tensor | None:
-    known = [token for token in ids if token is not None]
-    if len(known) not in (0, len(ids)):
-        raise AnswerError("some samples have an answer and others have none: give one to all, or to none.")
+def _column(ids: Sequence[int | None]) -> Int[Tensor, "batch"] | None:
+    known = [token for token in ids if token is not None]  # all or none: the requests were checked
     return torch.tensor(known) if known else None

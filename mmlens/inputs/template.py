@@ -76,6 +76,11 @@ def render(conversation: Conversation, processor: Any, template: str | None, pla
     )
 
 
+def own_template(processor: Any, of_family: str) -> str | None:
+    """The family's chat template if the processor has none; None if the processor's own is to be used."""
+    return None if getattr(processor, "chat_template", None) else of_family
+
+
 def _apply(
     conversation: Conversation, processor: Any, template: str | None, *, marked: bool, generate: bool
 ) -> str:

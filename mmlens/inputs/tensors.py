@@ -2,7 +2,8 @@
 
 The text is gone, so roles are read off the tokens: everything before the first image is system, the tokens
 of the processor's assistant tag at the end are role and final, the rest is question. Without an image only
-the start token is system. The original images are gone, too: ``pixel_values`` themselves count as the images,
+the start token is system; without the tag (another prompt form, or a tokenizer without character offsets) only
+the last token is final. The original images are gone, too: ``pixel_values`` themselves count as the images,
 and boxes are in their pixels.
 """
 
@@ -24,9 +25,9 @@ from mmlens.inputs.geometry import unprocessed
 from mmlens.inputs.groups import region_groups
 from mmlens.inputs.prompt import Conversation, Prompt
 from mmlens.inputs.requests import check_all_or_none, regions_per_sample, strings_per_sample
-from mmlens.inputs.template import Rendered, render
+from mmlens.inputs.template import own_template, render
 from mmlens.inputs.token_map import TokenMap
-from mmlens.inputs.tokens import check_image_token, encode, token_strings
+from mmlens.inputs.tokens import check_image_token, check_vocabulary, encode, token_strings
 
 _CONTEXT = 12  # tokens before the answer that are enough to tokenise it in context
 
@@ -80,7 +81,8 @@ def prepare_tensors(
     mask = _attention_mask(ids, mask, processor)
     pixels = tensors.pop("pixel_values", None)
     check_finite(pixels)
-    tag, rendered = _assistant_tag(processor, cfg, family)
+    check_vocabulary(ids, cfg)
+    tag, glue = _assistant_tag(processor, cfg, family)
     maps = _token_maps(ids, mask, pixels, processor, cfg, family, tag)
     named = regions_per_sample(regions, len(maps))
     maps = [
@@ -94,7 +96,7 @@ def prepare_tensors(
         extra=tensors,
         image_token_id=cfg.image_token_id,
     )
-    return _with_answers(inputs, answers, foils, processor, cfg, rendered)
+    return _with_answers(inputs, answers, foils, processor, cfg, glue)
 
 
 def _tensors(features: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -130,18 +132,19 @@ def _attention_mask(ids: Tensor, mask: Tensor | None, processor: Any) -> Tensor:
     return mask
 
 
-def _assistant_tag(
-    processor: Any, cfg: ModelConfig, family: Family
-) -> tuple[tuple[int, ...], Rendered | None]:
-    """The tokens that end every prompt of this processor."""
+def _assistant_tag(processor: Any, cfg: ModelConfig, family: Family) -> tuple[tuple[int, ...], str | None]:
+    """The tokens that end every prompt of this processor, and what stands between them and an answer."""
     if processor is None:
         return (), None
     placeholder = check_image_token(processor, cfg.image_token_id)
-    template = None if getattr(processor, "chat_template", None) else family.chat_template
-    rendered = render(Conversation.of_prompt(Prompt(question="?")), processor, template, placeholder)
-    encoded = encode(processor, rendered, [], cfg.image_token_id)
+    question = Conversation.of_prompt(Prompt(question="?"))
+    try:
+        rendered = render(question, processor, own_template(processor, family.chat_template), placeholder)
+        encoded = encode(processor, rendered, [], cfg.image_token_id)
+    except InputError:  # a slow tokenizer, or a template that insists on an image: no tag to look for
+        return (), None
     pairs = zip(encoded.ids, encoded.roles, strict=True)
-    return tuple(token for token, role in pairs if role in ("role", "final")), rendered
+    return tuple(token for token, role in pairs if role in ("role", "final")), rendered.answer_glue
 
 
 # ---- labels -----------------------------------------------------------------------------------------------
@@ -249,31 +252,32 @@ def _with_regions(
 
 
 def _with_answers(
-    inputs: Inputs, answers: Any, foils: Any, processor: Any, cfg: ModelConfig, rendered: Rendered | None
+    inputs: Inputs, answers: Any, foils: Any, processor: Any, cfg: ModelConfig, glue: str | None
 ) -> Inputs:
     if answers is None and foils is None:
         return inputs
-    if processor is None or rendered is None:
+    if processor is None:
         raise AnswerError("answers need the processor's tokenizer to become tokens: give processor=.")
     texts = strings_per_sample(answers, inputs.batch_size, "answers")
     foil_texts = strings_per_sample(foils, inputs.batch_size, "foils")
     check_all_or_none(texts, "an answer")
+    check_all_or_none(foil_texts, "a foil")
     if answers is None:
         raise AnswerError("foils came without answers to compare them with: give answers= too.")
     columns: dict[str, list[int]] = {"answer": [], "foil": []}
-    for index, (row, answer, foil) in enumerate(
-        zip(inputs.input_ids.tolist(), texts, foil_texts, strict=True)
-    ):
+    for index, row in enumerate(inputs.input_ids.tolist()):
         prompt = _end_of_prompt(row, processor.tokenizer, cfg)
-        for kind, word in (("answer", answer), ("foil", foil)):
+        between = glue if glue is not None else "" if prompt[-1:].isspace() else " "
+        for kind, word in (("answer", texts[index]), ("foil", foil_texts[index])):
             if word is not None:
                 shown = f"sample {index}: {kind}"
                 token = answer_id(
-                    processor.tokenizer, prompt, rendered.answer_glue, word, shown=shown, d_vocab=cfg.d_vocab
+                    processor.tokenizer, prompt, between, word, shown=shown, d_vocab=cfg.d_vocab
                 )
                 columns[kind].append(token)
-        if foil is not None:
-            check_differ(columns["answer"][-1], columns["foil"][-1], answer, foil, f"sample {index}: ")
+        if foils is not None:
+            pair = (columns["answer"][-1], columns["foil"][-1])
+            check_differ(*pair, texts[index], foil_texts[index], f"sample {index}: ")
     device = inputs.input_ids.device
     return replace(
         inputs,

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from PIL import Image
+from torch import Tensor
 
+from mmlens.config import ModelConfig
 from mmlens.errors import ConfigError, InputError
 from mmlens.inputs.template import Rendered
 
@@ -28,7 +31,7 @@ class Encoded:
 
     ids: tuple[int, ...]
     roles: tuple[str, ...]
-    tensors: dict[str, torch.Tensor]
+    tensors: dict[str, Tensor]
 
 
 def encode(processor: Any, rendered: Rendered, images: Sequence[Image.Image], image_token_id: int) -> Encoded:
@@ -58,7 +61,7 @@ def encode(processor: Any, rendered: Rendered, images: Sequence[Image.Image], im
     tensors = {}
     for name, value in output.items():
         if name not in ("input_ids", "attention_mask"):
-            tensors[name] = value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
+            tensors[name] = value if isinstance(value, Tensor) else torch.as_tensor(value)
     return Encoded(ids=ids, roles=roles, tensors=tensors)
 
 
@@ -76,6 +79,20 @@ def check_image_token(processor: Any, image_token_id: int) -> str:
             f"({placeholder!r}): they do not belong together. Load both from the same checkpoint."
         )
     return getattr(processor, "image_token", placeholder)
+
+
+def check_vocabulary(ids: Int[Tensor, "*tokens"], cfg: ModelConfig, where: str = "") -> None:
+    """Raises if the model has no embedding for a token (image tokens need none).
+
+    Raises:
+        ConfigError: a token id is negative or beyond the vocabulary.
+    """
+    wrong = ids[((ids < 0) | (ids >= cfg.d_vocab)) & (ids != cfg.image_token_id)]
+    if len(wrong):
+        raise ConfigError(
+            f"{where}token {int(wrong[0])} is not in the model's vocabulary of {cfg.d_vocab}: processor and model "
+            "do not belong together."
+        )
 
 
 def token_strings(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:

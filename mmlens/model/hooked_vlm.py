@@ -6,7 +6,7 @@ in place of the image tokens (``hook_embed``) → ``blocks`` → ``ln_final`` �
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -30,9 +30,6 @@ from mmlens.model.views import WeightViews
 from mmlens.model.vision.clip import VisionTower
 from mmlens.model.weights import checkpoint_name, expected_shapes, fill, unused_names
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
-
 _FINITE_CHECK_BYTES = 2**30
 """Larger checkpoints are not read through at load; their logits are checked instead."""
 
@@ -54,7 +51,7 @@ class HookedVLM(WeightViews, Runnable):
         self,
         cfg: ModelConfig,
         *,
-        processor: "ProcessorMixin | None" = None,
+        processor: Any = None,
         model_id: str = "unnamed",
         revision: str | None = None,
         eos_token_ids: Sequence[int] | None = None,
@@ -113,7 +110,7 @@ class HookedVLM(WeightViews, Runnable):
         return model if dtype is None and device is None else model.to(device=device, dtype=dtype)
 
     @classmethod
-    def from_hf(cls, hf_model: "PreTrainedModel", processor: "ProcessorMixin | None" = None) -> "HookedVLM":
+    def from_hf(cls, hf_model: Any, processor: Any = None) -> "HookedVLM":
         """Makes a hooked model that shares the weights of a Hugging Face model in memory.
 
         Args:

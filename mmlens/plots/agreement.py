@@ -5,7 +5,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mmlens.errors import ResultError
-from mmlens.plots.theme import as_text, number, rounded, titled
+from mmlens.plots.theme import as_text, number, rounded, titled, with_unit
 from mmlens.result import AttributionResult, HeadScoreResult
 
 
@@ -49,8 +49,8 @@ def agreement(result: AttributionResult, score: HeadScoreResult, *, title: str |
             "<extra></extra>",
         )
     )
-    figure.update_xaxes(title_text=as_text(f"{method} ({score.data.attrs['unit']})"))
-    figure.update_yaxes(title_text=as_text(f"attribution ({result.data.attrs['unit']})"))
+    figure.update_xaxes(title_text=as_text(with_unit(method, score.data.attrs["unit"])))
+    figure.update_yaxes(title_text=as_text(with_unit("attribution", result.data.attrs["unit"])))
     subtitle = (
         f"Means over n = {result.n} samples, one point per head; Spearman's rank correlation {number(rank)}. "
         f"Score: {score.data.attrs['sign']}."

@@ -4,7 +4,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from mmlens.errors import ResultError
-from mmlens.plots.theme import CHANCE, LINES, as_text, rounded, sample_names, sentence, titled
+from mmlens.plots.theme import CHANCE, LINES, as_text, rounded, sample_names, sentence, titled, with_unit
 from mmlens.result import AttributionResult
 
 
@@ -45,8 +45,8 @@ def calibration(result: AttributionResult, *, title: str | None = None) -> go.Fi
             )
         )
     attrs = result.data.attrs
-    figure.update_xaxes(title_text=as_text(f"predicted {attrs['metric']} ({attrs['unit']})"))
-    figure.update_yaxes(title_text=as_text(f"measured {attrs['metric']} ({attrs['unit']})"))
+    figure.update_xaxes(title_text=as_text(with_unit(f"predicted {attrs['metric']}", attrs["unit"])))
+    figure.update_yaxes(title_text=as_text(with_unit(f"measured {attrs['metric']}", attrs["unit"])))
     held = int(np.isfinite(measured).sum())
     subtitle = (
         f"{sentence(attrs['metric'])} of {held} fresh masks, n = {result.n} "

@@ -6,8 +6,8 @@ import plotly.graph_objects as go
 from mmlens.plots.theme import CHANCE, LINES, as_text, number, rounded, titled
 from mmlens.result import AttributionResult, FaithfulnessResult
 
-FLOOR = -1.0
-"""R² below this is drawn here; it has no lower limit."""
+DRAWN = (-1.0, 1.5)
+"""Values beyond are drawn at the edge: R² has no lower limit, and shares of a tiny effect have none at all."""
 
 
 def control_bars(
@@ -43,7 +43,8 @@ def control_bars(
     figure.update_yaxes(title_text="value (1 = best)")
     subtitle = (
         "Held-out R² and Pearson of the attribution, and area under the curves of the first method; bars: "
-        f"mean, dots: samples (n = {trained.n} and {control.n}). R² below −1 is drawn at −1."
+        f"mean, dots: samples (n = {trained.n} and {control.n}). Numbers: true means; beyond −1 or 1.5 bars "
+        "and dots stop."
     )
     return titled(figure, title or "Trained weights and random weights", subtitle, 420)
 
@@ -57,7 +58,7 @@ def _merits(attribution: AttributionResult, curves: FaithfulnessResult | None) -
     if curves is not None:
         merits["faithfulness<br>area"] = curves.data["auc_faithfulness"].values[0]
         merits["completeness<br>area"] = curves.data["auc_completeness"].values[0]
-    return {name: np.maximum(values, FLOOR) for name, values in merits.items()}
+    return merits
 
 
 def _add_model(figure: go.Figure, values: dict[str, np.ndarray], colour: str, name: str) -> None:
@@ -67,7 +68,7 @@ def _add_model(figure: go.Figure, values: dict[str, np.ndarray], colour: str, na
     figure.add_trace(
         go.Bar(
             x=list(known),
-            y=means,
+            y=[None if mean is None else float(np.clip(mean, *DRAWN)) for mean in means],
             marker={"color": colour, "opacity": 0.75},
             name=name,
             legendgroup=name,
@@ -75,13 +76,13 @@ def _add_model(figure: go.Figure, values: dict[str, np.ndarray], colour: str, na
             text=["undefined" if mean is None else number(mean) for mean in means],
             textposition="inside",
             insidetextanchor="start",
-            hovertemplate="%{x}: %{y:.3f}<extra>" + name + "</extra>",
+            hovertemplate="%{x}: %{text}<extra>" + name + "</extra>",
         )
     )
     figure.add_trace(
         go.Box(
             x=[merit for merit, row in known.items() for _ in row],
-            y=rounded(np.concatenate(list(known.values()))),
+            y=rounded(np.clip(np.concatenate(list(known.values())), *DRAWN)),
             boxpoints="all",
             jitter=0.5,
             pointpos=0,

@@ -40,7 +40,7 @@ def curves(
     n_draws = result.data.sizes.get("draw", 0)
     subtitle = (
         f"{which.capitalize()}: {_MEANING[which]}, in {result.data.attrs['metric']}; n = {result.n} samples; "
-        f"heads outside read {result.data.attrs['baseline']}. Bands: 95 % interval of the mean"
+        f"ablated heads read {result.data.attrs['baseline']}. Bands: 95 % interval of the mean"
         + (f"; random: median and quartiles of {n_draws} draws." if n_draws else ".")
     )
     figure.update_xaxes(

@@ -15,6 +15,8 @@ from mmlens.plots.theme import (
     sentence,
     symmetric_limit,
     titled,
+    unit_alone,
+    with_unit,
 )
 from mmlens.result import AttributionResult, HeadScoreResult
 
@@ -59,7 +61,8 @@ def head_map(
         _add_menu(figure, list(views))
     chosen = f"sample {sample}" if sample is not None else f"n = {result.n}"
     subtitle = (
-        f"{sentence(name)} ({unit}), {chosen}; {sign}. Dot: interval excludes 0 ({first.attrs['interval']})."
+        f"{sentence(with_unit(name, unit))}, {chosen}; {sign}. "
+        f"Dot: interval excludes 0 ({first.attrs['interval']})."
     )
     height = min(900, 220 + (36 if n_layers <= 8 else 22) * n_layers)
     titled(figure, title or f"{sentence(name)} by head", subtitle, height)
@@ -95,13 +98,13 @@ def _heat(view: xr.Dataset, name: str, unit: str, bound: float, visible: bool) -
         zmin=-bound,
         zmax=bound,
         colorscale=[list(stop) for stop in DIVERGING],
-        colorbar=colour_bar(unit),
+        colorbar=colour_bar(unit_alone(unit)),
         xgap=1,
         ygap=1,
         visible=visible,
         hovertemplate=(
             "layer %{y}, head %{x}<br><b>%{z:.3g}</b> "
-            + as_text(unit)
+            + as_text("" if unit == "1" else unit)
             + " [%{customdata[0]:.3g}, %{customdata[1]:.3g}]<extra></extra>"
         ),
         name=as_text(name),

@@ -18,6 +18,8 @@ from mmlens.plots.theme import (
     sample_names,
     symmetric_limit,
     titled,
+    unit_alone,
+    with_unit,
 )
 from mmlens.result import AttributionResult
 
@@ -61,8 +63,8 @@ def image_overlay(
         _add_slider(figure, result, extents)
     subtitle = (
         "Left: the image. Right: attention from text to each image cell, summed over heads and weighted "
-        f"with their attribution ({result.data.attrs['metric']}, {unit}); n = {n}. Red: read by heads that "
-        "support the answer."
+        f"with their attribution ({with_unit(result.data.attrs['metric'], unit)}); n = {n}. Red: read by "
+        "heads that support the answer."
     )
     return titled(figure, title or "What the important heads read", subtitle, 520 if n > 1 else 460)
 
@@ -90,12 +92,12 @@ def _add_sample(
             zmin=-limit,
             zmax=limit,
             colorscale=overlay_scale(opacity),
-            colorbar=colour_bar(unit),
+            colorbar=colour_bar(unit_alone(unit)),
             visible=visible,
             customdata=np.moveaxis(np.indices(weights.shape), 0, -1),
             hovertemplate=(
                 "cell row %{customdata[0]}, column %{customdata[1]}<br><b>%{z:.3g}</b> "
-                + as_text(unit)
+                + as_text("" if unit == "1" else unit)
                 + "<extra></extra>"
             ),
         ),

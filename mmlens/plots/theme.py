@@ -133,6 +133,17 @@ def number(value: float, spec: str = ".2f") -> str:
     return format(value, spec).replace("-", "−")
 
 
+def with_unit(name: object, unit: object) -> str:
+    """``name (unit)``, not escaped; a share has no unit to show, and no name says its unit twice."""
+    known = str(unit) in ("", "1") or str(name).split()[-1:] == [str(unit)]
+    return str(name) if known else f"{name} ({unit})"
+
+
+def unit_alone(unit: object) -> str:
+    """A unit as the title of a colour bar."""
+    return "share" if str(unit) == "1" else str(unit)
+
+
 def sentence(text: object) -> str:
     """Text with a capital first letter."""
     plain = str(text)

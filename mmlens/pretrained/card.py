@@ -30,7 +30,8 @@ The tokenizer knows whole words only, and adds no token of its own.
 
 {n} fresh held-out scenes a question family, through `AutoProcessor`, `AutoModelForImageTextToText` and
 `generate`. "Barred": no position behind the image may read it, in any layer. "Majority": the most
-frequent right answer's share.
+frequent right answer's share. Barred accuracy may lie below it: the model was never trained without the
+image, and may then say a word of another family.
 
 | family | question | accuracy | 95 % (Wilson) | barred | majority |
 | --- | --- | --- | --- | --- | --- |
@@ -43,7 +44,7 @@ _TRAINING = """
   packed behind one image. Splits share no layout, by construction.
 - {steps:,} steps of {batch} images over {ranks} CPU processes; Muon for matrices (rate {matrix_lr}),
   AdamW for the rest (rate {other_lr}); {warmup} steps of warm-up, the last {decay:.0%} falling to zero;
-  fp32; no dropout.
+  then {refine:,} steps falling from half the rate to zero again; fp32; no dropout.
 - The patch embedding starts as whitened principal components of training patches, positions as sines.
 - Loss: answer + {end} × end token + {dense} × dense + {align} × alignment.
 
@@ -99,7 +100,7 @@ def write_card(
     parts = [_HEAD.format(name=folder.name, parameters=parameters, n=f"{n:,}", **settings)]
     parts += [_score_row(score) for score in scores]
     parts.append(_training(settings, curve, points))
-    parts.append(_RETRAIN.format(flags=f" --steps {settings['steps']} --seed {settings['seed']}"))
+    parts.append(_RETRAIN.format(flags=f" --steps {settings['steps']} --refine {settings['refine']} --seed {settings['seed']}"))
     (folder / "README.md").write_text("".join(parts))
 
 
@@ -114,7 +115,7 @@ def _score_row(score: Score) -> str:
 def _training(settings: Mapping[str, Any], curve: Sequence[Mapping[str, Any]], points: int) -> str:
     families = list(curve[0]["accuracy"]) if curve else []
     told = _TRAINING.format(
-        images=settings["steps"] * settings["batch"],
+        images=(settings["steps"] + settings["refine"]) * settings["batch"],
         end=END_WEIGHT,
         dense=DENSE_WEIGHT,
         align=ALIGN_WEIGHT,

@@ -44,8 +44,10 @@ class Settings:
     """What a training run is; its weights follow from these (and the number of ranks, by rounding)."""
 
     seed: int = 0
-    steps: int = 4000
-    """Optimiser steps."""
+    steps: int = 3200
+    """Optimiser steps of the first round, at whose end the learning rate is zero."""
+    refine: int = 800
+    """Steps of a second round, from half the learning rate to zero."""
     batch: int = 32
     """Images a step, over all ranks."""
     ranks: int = 2
@@ -60,14 +62,21 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse runs that cannot be."""
-        if min(self.batch, self.ranks, self.steps) < 1 or self.batch % self.ranks:
+        if min(self.batch, self.ranks, self.steps, self.refine + 1) < 1 or self.batch % self.ranks:
             raise ConfigError(
                 f"{self.steps} steps of {self.batch} images over {self.ranks} ranks are impossible: "
                 "all must be positive and the batch a multiple of the ranks"
             )
 
+    @property
+    def total(self) -> int:
+        """Optimiser steps in all."""
+        return self.steps + self.refine
+
     def rate(self, step: int) -> float:
-        """Factor on the learning rates at a step: up, constant, down."""
+        """Factor on the learning rates at a step: up, constant, down; then half, and down again."""
+        if step >= self.steps:
+            return 0.5 * (self.total - step) / max(1, self.refine)
         left = (self.steps - step) / max(1.0, self.decay * self.steps)
         return min(1.0, (step + 1) / self.warmup, left)
 
@@ -103,8 +112,8 @@ class Trainer:
         self._resume()
 
     def fixed(self) -> dict[str, Any]:
-        """Settings that a resumed run must share; the number of steps may change before the decay begins."""
-        return {k: v for k, v in asdict(self.settings).items() if k != "steps"}
+        """Settings that a resumed run must share; it may go on for longer or shorter."""
+        return {k: v for k, v in asdict(self.settings).items() if k not in ("steps", "refine")}
 
     def _resume(self) -> None:
         state = read_checkpoint(self.folder, settings=self.fixed())
@@ -171,10 +180,10 @@ def train(
         trim_curve(folder, trainer.step)
     window: list[Progress] = []
     began = time.monotonic()
-    steps = range(trainer.step, settings.steps)
-    for _ in tqdm(steps, initial=trainer.step, total=settings.steps, desc="training", disable=rank > 0):
+    steps = range(trainer.step, settings.total)
+    for _ in tqdm(steps, initial=trainer.step, total=settings.total, desc="training", disable=rank > 0):
         window.append(trainer.advance())
-        last = trainer.step == settings.steps
+        last = trainer.step == settings.total
         if rank == 0 and (trainer.step % every == 0 or last):
             append_curve(folder, _point(trainer.step, time.monotonic() - began, window))
             window = []

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mmlens.errors import UnsupportedArchitecture
+
 Scores = Float[Tensor, "batch head query key"]
 
 
@@ -40,6 +42,16 @@ class AttentionCall:
     mask: Float[Tensor, "#batch #head query key"] | None
     scale: float
 
+
+_NO_EFFECT = {
+    "dropout",
+    "position_ids",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "is_causal",
+}
+"""Options that transformers passes to every attention function and that do not change eager attention."""
 
 Attend = Callable[[AttentionCall], Float[Tensor, "batch head query d_head"]]
 
@@ -113,8 +125,16 @@ def _adapter(attend: Attend) -> Callable[..., tuple[Tensor, None]]:
         value: Tensor,
         attention_mask: Tensor | None,
         scaling: float,
-        **_: Any,
+        **options: Any,
     ) -> tuple[Tensor, None]:
+        unknown = [
+            name for name, setting in options.items() if name not in _NO_EFFECT and setting is not None
+        ]
+        if unknown or options.get("dropout"):
+            raise UnsupportedArchitecture(
+                f"{type(module).__name__} asks its attention function for {unknown or 'dropout'}, which the oracle "
+                "does not compute. Put the model into eval mode; other families need an oracle of their own."
+            )
         group = getattr(module, "num_key_value_groups", 1)
         call = AttentionCall(
             layer=module.layer_idx if module.is_causal else None,

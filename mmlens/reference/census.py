@@ -130,7 +130,7 @@ def census(
     layers: Sequence[int] | None = None,
     seed: int = 0,
 ) -> CensusReport:
-    """Examines hook points one by one: four forward passes each, so choose ``layers`` on a large model.
+    """Examines hook points one by one: three forward passes each, so choose ``layers`` on a large model.
 
     Args:
         model: any; left without hooks of this function.

@@ -1,6 +1,6 @@
 """The single checks that ``verify`` runs; each returns one line of its report."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
@@ -12,7 +12,7 @@ from mmlens.errors import NonFiniteError
 from mmlens.inputs import Inputs
 from mmlens.loading import check_finite, named_tensors_of
 from mmlens.model.hooked_vlm import HookedVLM
-from mmlens.reference.hf import embeddable
+from mmlens.reference.hf import embeddable, hf_own_logits
 from mmlens.reference.interventions import Agreement, agreement, usual_interventions
 from mmlens.reference.parity import (
     FLOAT32_TOLERANCE,
@@ -146,6 +146,14 @@ def _worst(results: Sequence[Agreement]) -> str:
     prompt = max(result.prompt_difference for result in results)
     decoding = max(result.decoding_difference for result in results)
     return f"prompt {prompt:.1e}, cached decoding {decoding:.1e}"
+
+
+def unchanged(hf_model: "PreTrainedModel", probes: Iterable[Inputs], before: Sequence[Tensor]) -> Check:
+    """The Hugging Face model gives what it gave before anything of ours touched it."""
+    after = [hf_own_logits(hf_model, inputs) for inputs in probes]
+    same = all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
+    found = "bit-equal logits before and after" if same else "its logits moved"
+    return Check(name="Hugging Face model unchanged", ok=same, found=found)
 
 
 def cached_generation(model: HookedVLM, inputs: Inputs) -> Check:

@@ -10,7 +10,7 @@
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _FLOAT64_PARAMETERS = 20_000_000  # up to this many, parity is rerun in float64
+_FIRST = "left-padded batch"
 _ALL_LAYERS = 12  # deeper models get a census of their first, middle and last layers
 
 
@@ -99,32 +100,37 @@ def verify(
         CheckpointError, UnsupportedArchitecture: the model cannot be loaded at all.
     """
     hf_model, ours, are_independent = _load(model, device, revision)
-    probes = _probes(ours, inputs, seed)
-    before = [hf_own_logits(hf_model, probe) for probe in probes.values()]
+    finite = checks.finite_weights(ours)
+    if not finite.ok:  # every other figure would be NaN
+        return VerifyReport(model_id=ours.model_id, checks=(finite,), census=CensusReport(entries=()))
     if float64 is None:
         float64 = sum(p.numel() for p in hf_model.parameters()) <= _FLOAT64_PARAMETERS
-    first = next(iter(probes.values()))
-    found = [checks.finite_weights(ours), checks.shared_weights(hf_model)]
+    probes = _probes(ours, inputs, seed)
+    before = [hf_own_logits(hf_model, probe) for probe in probes.values()]
+    found = [finite, checks.shared_weights(hf_model)]
     if are_independent:
         found.append(checks.equal_weights(ours, hf_model))
-    found += [checks.same_logits(ours, hf_model, probe, name, float64) for name, probe in probes.items()]
-    found += [
-        checks.head_results_sum(ours, first),
-        *checks.same_interventions(ours, hf_model, probes, seed, float64),
-    ]
-    found += [checks.cached_generation(ours, first), checks.same_generation(ours, hf_model, first)]
-    hooks = census(ours, first, layers=_census_layers(ours) if layers is None else layers, seed=seed)
+    found += _behaviour(ours, hf_model, probes, float64, seed)
+    hooks = census(ours, probes[_FIRST], layers=_census_layers(ours) if layers is None else layers, seed=seed)
     found.append(Check(name="census", ok=hooks.ok, found=hooks.summary()))
-    after = [hf_own_logits(hf_model, probe) for probe in probes.values()]
-    same = all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
-    moved = "bit-equal logits before and after" if same else "its logits moved"
-    found.append(Check(name="Hugging Face model unchanged", ok=same, found=moved))
+    found.append(checks.unchanged(hf_model, probes.values(), before))
     return VerifyReport(model_id=ours.model_id, checks=tuple(found), census=hooks)
+
+
+def _behaviour(
+    ours: HookedVLM, hf_model: "PreTrainedModel", probes: Mapping[str, Inputs], float64: bool, seed: int
+) -> Iterator[Check]:
+    for name, probe in probes.items():
+        yield checks.same_logits(ours, hf_model, probe, name, float64)
+    yield checks.head_results_sum(ours, probes[_FIRST])
+    yield from checks.same_interventions(ours, hf_model, probes, seed, float64)
+    yield checks.cached_generation(ours, probes[_FIRST])
+    yield checks.same_generation(ours, hf_model, probes[_FIRST])
 
 
 def _probes(model: HookedVLM, inputs: Inputs | None, seed: int) -> dict[str, Inputs]:
     probes = {
-        "left-padded batch": probe_inputs(model.cfg, seed=seed),
+        _FIRST: probe_inputs(model.cfg, seed=seed),
         "two images a prompt": probe_inputs(model.cfg, n_images=2, n_after=(4, 6), seed=seed + 1),
     }
     if inputs is not None:

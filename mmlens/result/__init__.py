@@ -8,11 +8,10 @@ from mmlens.result.drawing import image_variables, token_variables
 from mmlens.result.faithfulness import FaithfulnessResult
 from mmlens.result.head_score import HeadScoreResult
 from mmlens.result.provenance import RunInfo
-from mmlens.result.schema import RESULT_AXES, Variable
+from mmlens.result.schema import Variable
 
 __all__ = [
     "REMOVAL_SIGN",
-    "RESULT_AXES",
     "AccuracyResult",
     "AttributionResult",
     "FaithfulnessResult",

@@ -10,15 +10,6 @@ import xarray as xr
 from mmlens.axes import AXES
 from mmlens.errors import ResultError
 
-RESULT_AXES: dict[str, str] = AXES | {
-    "pixel_row": "pixel rows of a thumbnail, from the top",
-    "pixel_col": "pixel columns of a thumbnail, from the left",
-    "side": "left, top, right and bottom side of a box",
-    "family": "question families of a data set",
-    "condition": "what was done to the model before it was asked",
-}
-"""Axis name → what it counts, for every axis a result may have."""
-
 _FIXED_COORDS = {
     "bound": ("lower", "upper"),
     "side": ("left", "top", "right", "bottom"),
@@ -33,7 +24,7 @@ class Variable:
     """One variable of a result.
 
     Attributes:
-        dims: its axes, in order; all are keys of ``RESULT_AXES``.
+        dims: its axes, in order; all are keys of ``mmlens.axes.AXES``.
         description: what it holds, in words.
         unit: unit of its values; None stands for the unit of the run's metric (``data.attrs["unit"]``).
         sign: what positive values mean.
@@ -51,9 +42,9 @@ class Variable:
     nan: bool = False
 
     def __post_init__(self) -> None:
-        unknown = set(self.dims) - set(RESULT_AXES)
+        unknown = set(self.dims) - set(AXES)
         if unknown:
-            raise ValueError(f"unknown axes {sorted(unknown)}; known: {', '.join(RESULT_AXES)}")
+            raise ValueError(f"unknown axes {sorted(unknown)}; known: {', '.join(AXES)}")
 
 
 def conform(
@@ -102,10 +93,10 @@ def _check_names(data: xr.Dataset, kind: str, variables: Mapping[str, Variable])
             f"this {kind} result does not know {', '.join(strange)}; known: {', '.join(variables)}. To store "
             "something of your own, describe it in its attrs['description']."
         )
-    unknown = [str(dim) for dim in data.dims if dim not in RESULT_AXES]
+    unknown = [str(dim) for dim in data.dims if dim not in AXES]
     if unknown:
         raise ResultError(
-            f"unknown axes {', '.join(unknown)} in this {kind} result; known: {', '.join(RESULT_AXES)}."
+            f"unknown axes {', '.join(unknown)} in this {kind} result; known: {', '.join(AXES)}."
         )
 
 

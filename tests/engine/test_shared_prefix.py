@@ -116,6 +116,22 @@ def test_an_empty_segment_has_no_weight() -> None:
     assert bool((lse == -torch.inf).all())
 
 
+def test_no_mask_gets_its_own_copy_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int, int]] = []  # rows, queries and keys of every kernel call
+
+    def spy(q: torch.Tensor, k: torch.Tensor, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append((k.shape[0], q.shape[2], k.shape[2]))
+        return attend(q, k, *rest)
+
+    monkeypatch.setattr(shared_prefix, "attend", spy)
+    q, k, v = (drawn(6, 3, n, D_HEAD, seed=n) for n in (4, 2, 2))
+    keep = torch.rand(6, 4, generator=rng()) < 0.5
+    shared_prefix_attention(
+        q, k, v, prefix=layer_prefix(2, 1, n_image=50), keep=keep, replacement=None, scale=SCALE
+    )
+    assert sorted(seen) == [(1, 6 * 3 * 2, 50), (6, 3 * 2, 1 + 3)]
+
+
 def test_large_scores_do_not_overflow() -> None:
     prefix = layer_prefix(2, 1)
     q, k, v = drawn(2, 3, 2, D_HEAD), drawn(2, 3, 2, D_HEAD, seed=8), drawn(2, 3, 2, D_HEAD, seed=9)

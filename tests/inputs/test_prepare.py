@@ -227,7 +227,7 @@ def test_a_processor_of_another_model(word, kits):
 
 
 def test_a_processor_with_more_words_than_the_model(word):
-    with pytest.raises(ConfigError, match="beyond the model's vocabulary of 5"):
+    with pytest.raises(ConfigError, match="not in the model's vocabulary of 5"):
         prepare(Prompt(question="What?"), processor=word.processor, cfg=replace(word.cfg, d_vocab=5))
 
 

@@ -69,6 +69,17 @@ def test_templates_that_trim(word):
     assert one.text[one.question_start : one.question_end] == "What?"
 
 
+@pytest.mark.parametrize("glue", ["", " ", "\n"])
+def test_glue_is_what_the_template_writes_before_an_answer(word, glue):
+    parts = "{% for c in m['content'] %}{{ c['text'] }}{% endfor %}"
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}[INST] " + parts + " [/INST]{% else %}"
+        "{{ '" + glue.replace("\n", "\\n") + "' }}" + parts + "{% endif %}{% endfor %}"
+    )
+    one = rendered(word, Conversation.of_prompt(Prompt(question="What?")), template)
+    assert one.text == "[INST] What? [/INST]" and one.answer_glue == glue
+
+
 def test_glue_is_a_space_unless_the_prompt_ends_in_one(word):
     refuses_answers = "{% if messages|length > 1 %}{{ raise_exception('one only') }}{% endif %}"
     body = "Q: {{ messages[0]['content'][0]['text'] }} A:"

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from mmlens.errors import AnswerError, InputError, MissingPixels, NonFiniteError, ShapeError, UnexpectedPixels
+from mmlens.errors import (
+    AnswerError,
+    ConfigError,
+    InputError,
+    MissingPixels,
+    NonFiniteError,
+    ShapeError,
+    UnexpectedPixels,
+)
 from mmlens.inputs.families.llava import CHAT_TEMPLATE
 from mmlens.inputs.prepare import prepare
 from mmlens.inputs.prompt import Prompt
@@ -83,6 +91,14 @@ def test_answers(kit):
     assert inputs.foil_ids.tolist() == prompt.foil_ids.tolist() * n
 
 
+def test_a_tokenizer_without_offsets_has_no_tag_but_still_answers(word, monkeypatch):
+    given = features(word)
+    expected = ask(word, given, answers="red").answer_ids
+    monkeypatch.setattr(type(word.processor.tokenizer), "is_fast", property(lambda self: False))
+    inputs = ask(word, given, answers="red")
+    assert "role" not in inputs.token_maps[0].roles and inputs.answer_ids.equal(expected)
+
+
 def test_regions_are_in_processed_pixels(word):
     inputs = ask(word, features(word), regions={"object": Box(left=7, top=0, right=14, bottom=7)})
     assert inputs.token_maps[0].cells("object")[0].nonzero()[1].tolist() == [1]
@@ -152,6 +168,8 @@ def test_padding_on_the_right(word):
         (lambda f: {**f, "attention_mask": f["attention_mask"][:, 1:]}, ShapeError, "like input_ids"),
         (lambda f: {**f, "pixel_values": f["pixel_values"] * float("nan")}, NonFiniteError, "image 0"),
         (lambda f: {**f, "pixel_values": f["pixel_values"][..., :14]}, ShapeError, "takes 28×28"),
+        (lambda f: {**f, "input_ids": f["input_ids"] - 5}, ConfigError, "not in the model's vocabulary"),
+        (lambda f: {**f, "input_ids": f["input_ids"] + 900}, ConfigError, "not in the model's vocabulary"),
     ],
 )
 def test_tensors_that_do_not_fit(word, change, error, words):
@@ -181,6 +199,12 @@ def test_bad_answers(word, options, words):
 def test_answers_for_some(word):
     with pytest.raises(AnswerError, match=r"samples \[1\] have no answer"):
         ask(word, features(word, ("What is it?", "red?")), answers=["red", None])
+
+
+def test_foils_for_some(word):
+    given = features(word, ("What is it?", "red?"))
+    with pytest.raises(AnswerError, match=r"samples \[0\] have no foil"):
+        ask(word, given, answers=["red", "red"], foils=[None, "blue"])
 
 
 def test_answers_need_a_tokenizer(word):

@@ -5,13 +5,15 @@ import copy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from mmlens.errors import ConfigError, InputError
 from mmlens.inputs.families.llava import CHAT_TEMPLATE
 from mmlens.inputs.prompt import Conversation, Prompt
 from mmlens.inputs.template import render
 from mmlens.inputs.tokens import check_image_token, encode, token_strings
-from tests.inputs.kits import picture
+from tests.inputs.kits import build, picture
 
 
 def prompt_of(kit, conversation):
@@ -101,6 +103,19 @@ def test_any_text_gets_roles_in_order(kit, question, n_images):
     at = [i for i, token in enumerate(one.ids) if token == kit.cfg.image_token_id]
     assert at == [i for i, role in enumerate(one.roles) if role == "image"]
     assert len(at) == 16 * n_images
+
+
+def test_a_token_across_a_border_belongs_where_it_ends(word):
+    """A tokenizer that merges over spaces: '? A' begins in the question and ends in the tag."""
+    letters = sorted(set("USER: What? ASSISTANT:"))
+    vocab = {piece: i for i, piece in enumerate(["<unk>", *letters, "? ", "? A"])}
+    backend = Tokenizer(models.BPE(vocab, [("?", " "), ("? ", "A")], unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", extra_special_tokens=["<image>"]
+    )
+    rendered = prompt_of(word, Conversation.of_prompt(Prompt(question="What?")))
+    one = encode(build(tokenizer), rendered, [], tokenizer.convert_tokens_to_ids("<image>"))
+    assert dict(zip(token_strings(tokenizer, one.ids), one.roles, strict=True))["? A"] == "role"
 
 
 def test_a_template_that_writes_the_start_token_gets_no_second(kits):

@@ -26,10 +26,11 @@ def test_bars_are_means_and_dots_are_samples() -> None:
     assert np.allclose(figure.data[3].y[:3], control.r2.values, rtol=1e-3)
 
 
-def test_very_negative_fits_are_drawn_at_the_floor() -> None:
+def test_very_negative_fits_are_drawn_at_the_edge() -> None:
     figure = control_bars(attribution(), with_r2([-50.0, 0.5, 0.5]))
-    assert figure.data[2].y[0] == 0.0
-    assert "−1 is drawn" in figure.layout.meta["subtitle"]
+    assert figure.data[2].y[0] == -1.0 and list(figure.data[3].y[:3]) == [-1.0, 0.5, 0.5]
+    assert figure.data[2].text[0] == "−16.33"  # the true mean, not the mean of what is drawn
+    assert "true means" in figure.layout.meta["subtitle"]
 
 
 def test_undefined_fits_are_named() -> None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mmlens.plots.theme import DIVERGING, as_text, number, overlay_scale, rounded, symmetric_limit
+from mmlens.plots.theme import DIVERGING, as_text, number, overlay_scale, rounded, symmetric_limit, with_unit
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,18 @@ def test_rounding_keeps_significant_digits_of_every_size() -> None:
 
 def test_numbers_have_a_real_minus_sign() -> None:
     assert number(-1.234) == "−1.23" and number(0.5, "+.1f") == "+0.5"
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "shown"),
+    [
+        ("attention weight", "1", "attention weight"),
+        ("measured logit", "logit", "measured logit"),
+        ("x", "s", "x (s)"),
+    ],
+)
+def test_units_are_said_once(name: str, unit: str, shown: str) -> None:
+    assert with_unit(name, unit) == shown
 
 
 def test_limits_hold_every_finite_value() -> None:

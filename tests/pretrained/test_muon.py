@@ -22,14 +22,14 @@ def test_matrices_of_one_shape_do_not_mix(generator):
 def test_a_step_has_the_length_of_the_rate_and_lowers_a_loss(generator):
     weight = torch.nn.Parameter(torch.randn(6, 6, generator=generator))
     target = torch.randn(6, 6, generator=generator)
-    optimiser = Muon([weight], lr=0.05)
+    optimiser = Muon([weight], lr=0.1)
     losses = []
-    for _ in range(60):
+    for _ in range(120):
         before = weight.detach().clone()
         loss = (weight - target).square().sum()
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
         losses.append(loss.item())
-        assert torch.linalg.svdvals(weight.detach() - before).max() < 0.05 * 1.4
+        assert torch.linalg.svdvals(weight.detach() - before).max() < 0.1 * 1.4
     assert losses[-1] < 0.1 * losses[0]

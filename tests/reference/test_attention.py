@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from mmlens.errors import UnsupportedArchitecture
 from mmlens.reference.attention import attention_named, attention_replaced, plain_attention
 from mmlens.reference.hf import hf_own_logits
 
@@ -74,3 +75,16 @@ def test_an_own_implementation_can_be_selected_for_a_while(hf_model, batches):
     assert hf_model.config.text_config._attn_implementation == "eager"
     real = batches["padded"].attention_mask.bool()
     assert 0 < float((fused - eager)[real].abs().max()) < 1e-5
+
+
+def test_options_it_would_ignore_are_refused(hf_model, batches):
+    attn = hf_model.model.language_model.layers[0].self_attn
+    handle = attn.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, {**kwargs, "sliding_window": 4}), with_kwargs=True
+    )
+    try:
+        refused = pytest.raises(UnsupportedArchitecture, match=r"LlamaAttention asks .*sliding_window")
+        with refused, attention_replaced(hf_model, plain_attention):
+            _run(hf_model, batches["padded"])
+    finally:
+        handle.remove()

@@ -11,6 +11,11 @@ from mmlens.reference.hf import hf_continuation_logits, hf_logits, hf_own_logits
 from mmlens.reference.interventions import agreement, usual_interventions
 
 
+@pytest.fixture(scope="module", params=[4, 2, 1], ids=lambda n_kv: f"kv{n_kv}")
+def n_kv(request):
+    return request.param
+
+
 def _run(hf_model, inputs, mask):
     return hf_model(
         input_ids=inputs.input_ids,

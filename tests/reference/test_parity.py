@@ -11,6 +11,11 @@ from mmlens.reference.parity import explicit_attention, float64_copy, parity
 from tests.tiny import tiny_llava
 
 
+@pytest.fixture(scope="module", params=[4, 2, 1], ids=lambda n_kv: f"kv{n_kv}")
+def n_kv(request):
+    return request.param
+
+
 @pytest.mark.parametrize("batch", ["padded", "two images"])
 def test_the_same_model_passes_and_float64_says_rounding(model, hf_model, batches, batch):
     report = parity(model, hf_model, batches[batch], float64=True)

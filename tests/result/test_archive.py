@@ -96,9 +96,10 @@ def test_a_missing_file_is_a_clear_error(tmp_path: Path) -> None:
 def test_writing_replaces_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "a.mmlens"
     target.write_bytes(b"old")
+    os.link(target, tmp_path / "link")  # what a reader sees who opened the old file before
     assert write_atomically(target, b"new") == target
-    assert target.read_bytes() == b"new"
-    assert os.listdir(tmp_path) == ["a.mmlens"]
+    assert target.read_bytes() == b"new" and (tmp_path / "link").read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["a.mmlens", "link"]
 
 
 def test_the_new_file_has_ordinary_permissions(tmp_path: Path) -> None:

@@ -1,0 +1,125 @@
+"""The command line: once in a process of its own, otherwise through its entry point in this one."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mmlens.cli import main
+from tests.tiny import tiny_image, tiny_llava, tiny_processor
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command printed and returned."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def mmlens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs ``mmlens`` with the given arguments, in this process."""
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["mmlens", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        printed = capsys.readouterr()
+        return Done(returncode=int(stopped.value.code or 0), stdout=printed.out, stderr=printed.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint as transformers saves it."""
+    path = tmp_path_factory.mktemp("tiny-llava")
+    tiny_llava(seed=1, n_kv=2).save_pretrained(path)
+    tiny_processor().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Four pictures on disk."""
+    path = tmp_path_factory.mktemp("images")
+    for i in range(4):
+        tiny_image(i).save(path / f"{i}.png")
+    return sorted(path.iterdir())
+
+
+def test_help_lists_the_commands_in_a_fresh_process() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mmlens.cli", "--help"], capture_output=True, text=True, check=True
+    )
+    for command in ("demo", "attribute", "info", "verify"):
+        assert command in done.stdout
+
+
+def test_info(mmlens: Command, folder: Path) -> None:
+    done = mmlens("info", str(folder), "--tokens", "600", "--hooks")
+    assert done.returncode == 0, done.stderr
+    assert "3 layers x 4 heads (2 key-value heads)" in done.stdout
+    assert "blocks.2.attn.hook_pattern" in done.stdout
+    assert "one prompt of 600 tokens" in done.stdout
+
+
+def test_verify_passes(mmlens: Command, folder: Path) -> None:
+    done = mmlens("verify", str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "census" in done.stdout.lower()
+
+
+def test_attribute_writes_a_report(mmlens: Command, folder: Path, images: list[Path], tmp_path: Path) -> None:
+    done = mmlens(
+        "attribute", str(images[0]), "--question", "what colour is this object ?", "--model", str(folder),
+        "--masks", "96", "--out", str(tmp_path / "out"), "--no-progress",
+        "--heldout", str(images[1]), "--heldout", str(images[2]),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "held-out R²" in done.stdout
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {
+        "report.html",
+        "attribution.mmlens",
+        "comparisons.mmlens",
+        "control_attribution.mmlens",
+    } <= written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "/nowhere/at/all"], "CheckpointError"),
+        (["attribute", "missing.png", "--question", "what ?", "--model", "{folder}"], "ImageError"),
+        (
+            ["attribute", "{image}", "--question", "what ?", "--model", "{folder}", "--answer", "zebra"],
+            "AnswerError",
+        ),
+        (
+            ["attribute", "{image}", "--question", "what ?", "--model", "{folder}", "--foil", "red"],
+            "--foil needs",
+        ),
+    ],
+)
+def test_errors_are_one_line_and_leave_nothing(
+    mmlens: Command, arguments: list[str], message: str, folder: Path, images: list[Path], workdir: Path
+) -> None:
+    filled = [argument.format(folder=folder, image=images[0]) for argument in arguments]
+    done = mmlens(*filled)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(workdir.iterdir()) == []
+
+
+def test_an_unknown_option_exits_with_2(mmlens: Command) -> None:
+    assert mmlens("demo", "--nonsense").returncode == 2
