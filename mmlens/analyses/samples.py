@@ -93,10 +93,13 @@ def run_info(
     seed: int | None = None,
 ) -> RunInfo:
     """Provenance of an analysis of these samples."""
+    stored, computed = (
+        str(dtype).removeprefix("torch.") for dtype in (model.embed.weight.dtype, model.dtype)
+    )
     return RunInfo.collect(
         model_id=model.model_id,
         weight_fingerprint=model.weight_fingerprint(),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=stored,
         device=str(model.device),
         revision=model.revision,
         attn_implementation=engine,
@@ -105,7 +108,7 @@ def run_info(
         seed=seed,
         image_sha256=image_digests(inputs),
         prompts=[prompt.question for prompt in inputs.prompts],
-        settings=dict(settings),
+        settings={**settings, "compute_dtype": computed},
         seconds=seconds,
     )
 

@@ -123,7 +123,8 @@ def fit_surrogate(
     # 1. ends
     ends = torch.stack([torch.ones(runs.shape, dtype=torch.bool), torch.zeros(runs.shape, dtype=torch.bool)])
     clean, ablated = runs(ends, progress=progress).tolist()
-    # 2. masks
+    # 2. masks; the fresh ones first, so that they do not depend on what the fit needs
+    fresh = draw_design(plan.n_heldout, n_layers, n_heads, kind="iid", **law).masks
     kind, size = plan.kind_for(total), plan.first_size(total)
     design = draw_design(size, n_layers, n_heads, kind=kind, **law)
     values = runs(design.masks, progress=progress)
@@ -142,7 +143,6 @@ def fit_surrogate(
     # 4. fit
     fit = fit_heads(design, values, estimator=plan.estimator, confidence=plan.confidence, generator=generator)
     # 5. fresh masks
-    fresh = draw_design(plan.n_heldout, n_layers, n_heads, kind="iid", **law).masks
     measured = runs(fresh, progress=progress)
     r2, pearson = heldout_scores(fit, fresh, measured)
     return Surrogate(

@@ -64,9 +64,16 @@ class PrefixRuns(MaskedRuns):
         baseline: HeadBaseline | ImageKV = "mean_image_tokens",
         batch_size: int | None = None,
     ) -> None:
-        super().__init__(model, inputs, metric=metric, baseline=baseline, batch_size=batch_size or 1)
+        super().__init__(
+            model,
+            inputs,
+            metric=metric,
+            baseline=baseline,
+            batch_size=1 if batch_size is None else batch_size,
+        )
         self.state: PrefixState = prefix_state(model, inputs)
-        self.batch_size = batch_size or auto_batch_size(self.state.n_suffix)
+        if batch_size is None:
+            self.batch_size = auto_batch_size(self.state.n_suffix)
         self.replacements = replacements(self.state, baseline)
         self.columns = metric.columns(inputs)
 

@@ -35,10 +35,16 @@ class PlainRuns(MaskedRuns):
         baseline: HeadBaseline | ImageKV = "mean_image_tokens",
         batch_size: int | None = None,
     ) -> None:
-        super().__init__(model, inputs, metric=metric, baseline=baseline, batch_size=batch_size or 8)
+        super().__init__(
+            model,
+            inputs,
+            metric=metric,
+            baseline=baseline,
+            batch_size=8 if batch_size is None else batch_size,
+        )
 
     def run_batch(self, masks: Bool[Tensor, "mask layer head"]) -> Float[Tensor, " mask"]:
         """The metric under a batch of masks, in at least float32."""
         inputs = self.inputs.select([0] * len(masks))
         edits = [] if bool(masks.all()) else [HeadMask(mask=masks, baseline=self.baseline)]
-        return self.metric(self.model.run(inputs, edits, strict=False).logits, inputs)
+        return self.metric(self.model.run(inputs, edits, strict=False, logits_pos="final").logits, inputs)

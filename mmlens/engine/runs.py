@@ -69,9 +69,10 @@ class MaskedRuns(ABC):
             NonFiniteError: the metric is not finite under some mask.
             EngineNotExact: hooks were added to the model, which this engine does not run.
         """
-        if masks.dtype != torch.bool or masks.ndim != 3 or tuple(masks.shape[1:]) != self.shape:
+        fits = masks.dtype == torch.bool and masks.ndim == 3 and tuple(masks.shape[1:]) == self.shape
+        if not fits or len(masks) == 0:
             raise ShapeError(
-                f"head masks must be Bool[mask, layer, head] = [n, {self.shape[0]}, {self.shape[1]}]; given "
+                f"head masks must be Bool[mask, layer, head] = [n, {self.shape[0]}, {self.shape[1]}], n > 0; given "
                 f"{masks.dtype} {list(masks.shape)}."
             )
         self.check_ready()

@@ -98,7 +98,11 @@ def _apply(
         return processor.apply_chat_template(
             messages, chat_template=template, add_generation_prompt=generate, tokenize=False
         )
-    except TemplateError as error:
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+    ) as error:  # templates for plain strings add lists to strings
         raise InputError(f"the processor's chat template refuses the conversation: {error}") from error
 
 

@@ -100,7 +100,11 @@ def write_card(
     parts = [_HEAD.format(name=folder.name, parameters=parameters, n=f"{n:,}", **settings)]
     parts += [_score_row(score) for score in scores]
     parts.append(_training(settings, curve, points))
-    parts.append(_RETRAIN.format(flags=f" --steps {settings['steps']} --refine {settings['refine']} --seed {settings['seed']}"))
+    parts.append(
+        _RETRAIN.format(
+            flags=f" --steps {settings['steps']} --refine {settings['refine']} --seed {settings['seed']}"
+        )
+    )
     (folder / "README.md").write_text("".join(parts))
 
 

@@ -181,15 +181,20 @@ def test_auto_batch_size_shrinks_with_the_suffix() -> None:
 
 @pytest.mark.parametrize(
     "masks",
-    [torch.ones(2, 4, 3, dtype=torch.bool), torch.ones(3, 4, dtype=torch.bool), torch.ones(2, 3, 4)],
-    ids=["transposed", "no mask axis", "not boolean"],
+    [
+        torch.ones(2, 4, 3, dtype=torch.bool),
+        torch.ones(3, 4, dtype=torch.bool),
+        torch.ones(2, 3, 4),
+        torch.ones(0, 3, 4, dtype=torch.bool),
+    ],
+    ids=["transposed", "no mask axis", "not boolean", "none"],
 )
 @pytest.mark.parametrize("runs", [PrefixRuns, PlainRuns])
 @pytest.mark.usefixtures("unchecked")
 def test_masks_of_another_shape_or_dtype(runs: type, masks: torch.Tensor) -> None:
     model = tiny_model()
     ready = runs(model, tiny_sample(model), metric=LOGIT)
-    with pytest.raises(ShapeError, match=r"Bool\[mask, layer, head\] = \[n, 3, 4\]; given"):
+    with pytest.raises(ShapeError, match=r"Bool\[mask, layer, head\] = \[n, 3, 4\], n > 0; given"):
         ready(masks)
 
 
@@ -231,8 +236,9 @@ def test_unknown_baseline_and_batch_size() -> None:
     inputs = tiny_sample(model)
     with pytest.raises(InterventionError, match="'median' is unknown; known: mean_image_tokens"):
         PlainRuns(model, inputs, metric=LOGIT, baseline="median")
-    with pytest.raises(ConfigError, match="batch_size=-1"):
-        PrefixRuns(model, inputs, metric=LOGIT, batch_size=-1)
+    for runs in (PrefixRuns, PlainRuns):
+        with pytest.raises(ConfigError, match="batch_size=0"):
+            runs(model, inputs, metric=LOGIT, batch_size=0)
 
 
 def test_non_finite_metrics_are_never_returned() -> None:

@@ -92,6 +92,11 @@ def test_glue_is_a_space_unless_the_prompt_ends_in_one(word):
     ("template", "words"),
     [
         ("{{ raise_exception('no images please') }}", "refuses the conversation: no images please"),
+        (
+            "{% for m in messages %}{{ 'USER: ' + m['content'] }}{% endfor %}",
+            "refuses the conversation: can only",
+        ),
+        ("{{ nobody.knows }}", "refuses the conversation: 'nobody' is undefined"),
         ("USER: <image> ASSISTANT:", r"writes texts \[\] of a conversation with 1"),
         (CHAT_TEMPLATE.replace("'text') %}", "'text') %}{{ part['text'] }}"), "drops, repeats or reorders"),
         (CHAT_TEMPLATE.replace("<image>", ""), "writes 0 image placeholders for 1 images"),

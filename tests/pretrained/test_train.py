@@ -67,7 +67,14 @@ def test_impossible_runs_are_refused(wrong):
 
 
 def arguments(tmp_path, name, **more):
-    given = {"out": tmp_path / "run", "folder": tmp_path / name, "steps": 2, "refine": 0, "layers": 1, "vision-layers": 1}
+    given = {
+        "out": tmp_path / "run",
+        "folder": tmp_path / name,
+        "steps": 2,
+        "refine": 0,
+        "layers": 1,
+        "vision-layers": 1,
+    }
     return [word for key, value in {**given, **more}.items() for word in (f"--{key}", str(value))]
 
 
