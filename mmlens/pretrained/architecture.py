@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -68,20 +70,28 @@ def build_config(tokenizer, *, layers: int = 6, vision_layers: int = 4, heads: i
     )
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's global state is seeded inside and as before outside; modules draw their first weights from it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 def build_model(
-    seed: int, patches: Float[Tensor, "n d_patch"] | None = None, **sizes: int
+    seed: int | None, patches: Float[Tensor, "n d_patch"] | None = None, **sizes: int
 ) -> LlavaForConditionalGeneration:
     """A fresh model in fp32.
 
     Args:
-        seed: Seed of the initial weights.
+        seed: Seed of the initial weights; None draws them from torch's global state as it stands.
         patches: Pixel values of sample patches, flattened channel-first: when given, the patch embedding
             starts as their whitened principal components and positions as two-dimensional sines.
         **sizes: Passed to :func:`build_config`.
     """
-    torch.manual_seed(seed)  # transformers initialises from the global generator
     tokenizer = build_tokenizer()
-    model = LlavaForConditionalGeneration(build_config(tokenizer, **sizes)).float()
+    with nullcontext() if seed is None else seeded(seed):
+        model = LlavaForConditionalGeneration(build_config(tokenizer, **sizes)).float()
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.convert_tokens_to_ids(EOS),
         pad_token_id=tokenizer.convert_tokens_to_ids(PAD),

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from mmlens.datasets.scenes import FAMILIES, scene
 from mmlens.datasets.scenes.values import CELL
 from mmlens.errors import ConfigError
-from mmlens.pretrained.architecture import build_model, save_folder
+from mmlens.pretrained.architecture import build_model, save_folder, seeded
 from mmlens.pretrained.batches import Packer, pixel_values
 from mmlens.pretrained.card import write_card
 from mmlens.pretrained.checkpoints import (
@@ -99,8 +99,10 @@ class Trainer:
         self.eos = self.tokenizer.get_vocab()[EOS]
         self.packer = Packer(self.tokenizer, seed=settings.seed)
         sizes = {"layers": settings.layers, "vision_layers": settings.vision_layers}
-        self.model = build_model(settings.seed, sample_patches(settings.seed), **sizes)
-        self.heads = AuxiliaryHeads(self.tokenizer)
+        patches = sample_patches(settings.seed)
+        with seeded(settings.seed):
+            self.model = build_model(None, patches, **sizes)
+            self.heads = AuxiliaryHeads(self.tokenizer)
         self.params = [*self.model.parameters(), *self.heads.parameters()]
         matrices = [p for name, p in self.model.named_parameters() if _is_hidden_matrix(name, p)]
         known = {id(p) for p in matrices}

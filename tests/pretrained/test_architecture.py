@@ -57,6 +57,12 @@ def test_the_seed_decides_the_first_weights():
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
+def test_building_leaves_torchs_global_state_alone():
+    before = torch.get_rng_state()
+    build_model(0, layers=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_patch_embedding_starts_white():
     patches = sample_patches(0, n=60)
     kernel = build_model(0, patches).model.vision_tower.embeddings.patch_embedding.weight.flatten(1)

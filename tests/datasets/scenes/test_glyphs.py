@@ -14,7 +14,7 @@ def test_every_shape_fills_its_square(name):
         assert shape.shape == (size, size)
         extent = np.flatnonzero(shape.any(1)), np.flatnonzero(shape.any(0))
         sides = [(line[-1] - line[0] + 1) / size for line in extent]
-        assert max(sides) >= 0.85 and min(sides) >= 0.6
+        assert max(sides) >= 0.8 and min(sides) >= 0.6
 
 
 @pytest.mark.parametrize("size", SIZES)
