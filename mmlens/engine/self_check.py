@@ -19,7 +19,7 @@ def check_against_plain(runs: PrefixRuns, *, n_masks: int = 2, generator: torch.
         generator: source of the masks, on the CPU.
 
     Returns:
-        Largest difference of the metric, divided by max(1, |metric|).
+        Largest difference of the metric, divided by max(1, abs(metric)).
 
     Raises:
         EngineNotExact: the difference is larger than rounding explains.
