@@ -184,6 +184,6 @@ def save_study(
         control_comparisons=study.control_comparisons,
         accuracy=study.accuracy,
         control_accuracy=study.control_accuracy,
-        summary=" ".join(study.remarks) or None,
+        remarks=study.remarks,
         command=command,
     )

@@ -74,6 +74,7 @@ def write_report(
     accuracy: AccuracyResult | None = None,
     control_accuracy: AccuracyResult | None = None,
     summary: str | None = None,
+    remarks: Sequence[str] = (),
     command: str | None = None,
     data_file: str | None = None,
 ) -> Path:
@@ -90,6 +91,7 @@ def write_report(
         accuracy: accuracy of the same model with and without the image's path into the text.
         control_accuracy: the same for the control.
         summary: what the reader should know first, plain text.
+        remarks: what could not be measured and why, plain text; shown with the control.
         command: command line that makes this report again; by default the one in the provenance.
         data_file: name of the file the attribution was saved to, to be mentioned.
 
@@ -106,21 +108,17 @@ def write_report(
         accuracy=accuracy,
         control_accuracy=control_accuracy,
     )
-    page = _render(evidence, title=title, summary=summary, command=command, data_file=data_file)
+    texts = {"title": title, "summary": summary, "remarks": remarks, "data_file": data_file}
+    page = _render(evidence, command=command or attribution.info.command, **texts)
     return write_atomically(path, page.encode("utf-8", errors="replace"))
 
 
-def _render(
-    evidence: Evidence, *, title: str, summary: str | None, command: str | None, data_file: str | None
-) -> str:
+def _render(evidence: Evidence, **texts: Any) -> str:
     """The page as text."""
     main = evidence.attribution
     template = _environment().get_template("report.html.j2")
     return template.render(
-        title=title,
-        summary=summary,
-        command=command or main.info.command,
-        data_file=data_file,
+        **texts,
         csp=CSP,
         plotly=Markup(get_plotlyjs()),  # trusted: it comes with the plotly package
         result=main,
