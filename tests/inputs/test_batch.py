@@ -155,6 +155,8 @@ def test_select_shares_out_features_and_extra_tensors(batch):
     assert chosen.extra["image_sizes"].tolist() == [[2], [3]]
     assert chosen.extra["token_types"].equal(types[1:2, -chosen.n_pos :])
     assert chosen.extra["weight"].tolist() == [1.0]
+    shorter = rich.select([0])
+    assert shorter.n_pos < rich.n_pos and shorter.extra["token_types"].equal(types[:1, -shorter.n_pos :])
     assert rich.extended(torch.zeros(3, 2, dtype=torch.long)).extra["token_types"].shape == (3, 44)
 
 

@@ -125,7 +125,7 @@ def test_rgb_file_with_one_transparent_colour():
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped():
-    values = np.array([[0, 257, 32896, 65535]], np.uint16)
+    values = np.array([[0, 200, 32896, 65535]], np.uint16)
     expected = [0, 1, 128, 255]
     for source in (
         encoded(Image.fromarray(values)),
@@ -216,6 +216,12 @@ def test_missing_file_folder_device_and_bad_names(tmp_path):
 def test_other_formats_are_refused(data):
     with pytest.raises(ImageError, match=r"cannot be decoded.*JPEG, PNG"):
         load_image(data)
+
+
+@pytest.mark.parametrize("form", ["PCX", "TGA", "ICO", "PDF", "EPS"])
+def test_formats_pillow_could_read_are_refused_unless_listed(form):
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        load_image(encoded(picture(), form))
 
 
 def test_empty_bytes():

@@ -87,6 +87,14 @@ def test_padding_is_on_the_left_without_any_pad_token(kits):
     assert not (inputs.input_ids[inputs.attention_mask == 0] == kit.cfg.image_token_id).any()
 
 
+def test_padding_is_never_an_image_token():
+    processor = build(word_tokenizer())
+    processor.tokenizer.pad_token = "<image>"
+    prompts = [Prompt(question="What is it?"), Prompt(question="red?")]
+    inputs = prepare(prompts, processor=processor, cfg=shape_of(processor))
+    assert inputs.attention_mask[1, 0] == 0 and not (inputs.input_ids == processor.image_token_id).any()
+
+
 @pytest.mark.parametrize(("name", "piece"), [("word", "red"), ("metaspace", "▁red"), ("bytelevel", "red")])
 def test_answers_are_the_token_after_the_prompt(kits, name, piece):
     kit = kits[name]
