@@ -65,7 +65,7 @@ demo: $(VENV)/.installed
 	@echo "Report:"; find $(OUT) -name '*.html' -exec realpath {} +
 
 test: $(VENV)/.installed-dev chromium
-	$(SMALL) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(TESTS)
+	$(SMALL) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(TESTS)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/benchmarks/bench_engine.py

@@ -14,7 +14,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import ipaddress
 import random
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,12 +84,3 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder that is also the current one, for code that writes to relative paths."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    """The system's Chromium, to launch with ``executable_path=chromium, args=["--no-sandbox"]``."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if path := shutil.which(name):
-            return path
-    pytest.skip("no Chromium here: `apt-get install chromium`, or run `make chromium` as root")

@@ -257,10 +257,9 @@ def _dataset(
     data = xr.Dataset(coords={"method": np.array(methods, dtype=object), "size": sizes})
     for name, gain in zip(("faithfulness", "completeness"), measured.gains(), strict=True):
         data = data.assign(_curves(name, gain, measured.effect, mean_effect, sizes, len(methods)))
-        bounds = _bootstrap(gain[: len(methods)], measured.effect, n_boot, generator)
-        if bounds is not None:
-            text = "95 % bootstrap interval over prompts of the ratio of sums"
-            data[f"{name}_interval"] = (("method", "size", "bound"), bounds, {"description": text})
+        ratios = _bootstrap(gain[: len(methods)], measured.effect, n_boot, generator)
+        if ratios is not None:
+            data = data.assign(_intervals(name, ratios, sizes))
     data["effect"] = (
         "sample",
         measured.effect,
@@ -325,13 +324,41 @@ def _bootstrap(
     effect: Float[Array, " sample"],
     n_boot: int,
     generator: torch.Generator,
-) -> Float[Array, "method size bound"] | None:
-    """95 % percentile interval of the ratio of sums; None where resampled prompts leave it undefined."""
+) -> Float[Array, "method size draw"] | None:
+    """Ratios of sums of resampled prompts; None where some leave them undefined."""
     n = len(effect)
     index = torch.randint(0, n, (n_boot, n), generator=generator).numpy()
     weights = np.stack([np.bincount(row, minlength=n) for row in index]) / n  # [draw, sample]
     denominators = weights @ effect
     if n < 2 or (denominators <= 0).any():
         return None
-    ratios = np.einsum("bs,msk->mkb", weights, gain) / denominators
-    return np.quantile(ratios, [0.025, 0.975], axis=-1).transpose(1, 2, 0)
+    return np.einsum("bs,msk->mkb", weights, gain) / denominators
+
+
+def _intervals(
+    name: str, ratios: Float[Array, "method size draw"], sizes: list[int]
+) -> dict[str, tuple[Any, ...]]:
+    """95 % percentile intervals of curves, of their areas, and of how far the first method's area leads."""
+    area = np.asarray(np.trapezoid(ratios, np.array(sizes) / sizes[-1], axis=1))  # [method, draw]
+    text = "95 % bootstrap interval over prompts of "
+
+    def bounds(draws: Float[Array, "*rows draw"]) -> Float[Array, "*rows bound"]:
+        return np.moveaxis(np.quantile(draws, [0.025, 0.975], axis=-1), 0, -1)
+
+    return {
+        f"{name}_interval": (
+            ("method", "size", "bound"),
+            bounds(ratios),
+            {"description": text + "the ratio of sums"},
+        ),
+        f"auc_{name}_interval": (
+            ("method", "bound"),
+            bounds(area),
+            {"description": text + f"the area under the {name} curve", "unit": "1"},
+        ),
+        f"auc_{name}_lead_interval": (
+            ("method", "bound"),
+            bounds(area[:1] - area),
+            {"description": text + "the first method's area minus this one's, paired by prompt", "unit": "1"},
+        ),
+    }

@@ -125,7 +125,10 @@ def curve_table(comparisons: FaithfulnessResult) -> Table:
     data = comparisons.data
     rows = []
     for i, method in enumerate(comparisons.methods):
-        areas = [mean_text(data[f"auc_{name}"].values[i]) for name in ("faithfulness", "completeness")]
+        areas = [
+            mean_text(data[f"auc_{name}"].values[i]) + _bounds(data.get(f"auc_{name}_interval"), i)
+            for name in ("faithfulness", "completeness")
+        ]
         rows.append((method, *areas, *(_heads(data[name].values[i : i + 1]) for name in ("k80", "k90"))))
     if "random_auc_faithfulness" in data:
         areas = [_area(data.get(f"random_auc_{name}")) for name in ("faithfulness", "completeness")]
@@ -135,7 +138,27 @@ def curve_table(comparisons: FaithfulnessResult) -> Table:
         rows.append(("random heads (median)", *areas, *reach))
     columns = ("method", "faithfulness area", "completeness area", "heads for 0.8", "heads for 0.9")
     caption = f"Means over n = {comparisons.n} samples; 1 is best for areas, fewer is better for heads."
+    if "auc_faithfulness_lead_interval" in data:
+        caption += f" Brackets: 95 % bootstrap interval over samples.{_leads(comparisons)}"
     return Table(caption=caption, columns=columns, rows=tuple(rows))
+
+
+def _bounds(intervals: xr.DataArray | None, i: int) -> str:
+    return "" if intervals is None else " [{:.2f}, {:.2f}]".format(*intervals.values[i])
+
+
+def _leads(comparisons: FaithfulnessResult) -> str:
+    """How far the first method's areas lead the others', paired by sample, with intervals."""
+    data, methods = comparisons.data, comparisons.methods
+    text = ""
+    for i, method in enumerate(methods[1:], start=1):
+        parts = []
+        for name in ("faithfulness", "completeness"):
+            area = data[f"auc_{name}"].mean("sample").values
+            low, high = data[f"auc_{name}_lead_interval"].values[i]
+            parts.append(f"{area[0] - area[i]:+.3f} [{low:+.3f}, {high:+.3f}]")
+        text += f" Lead of {methods[0]} over {method}: {parts[0]} and {parts[1]}."
+    return text
 
 
 def _area(values: xr.DataArray | None) -> str:

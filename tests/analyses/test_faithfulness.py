@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from mmlens.analyses import attention_weight, faithfulness, head_attribution
-from mmlens.analyses.faithfulness import _bootstrap, _first_reaching, _is_small, _sizes, top_heads
+from mmlens.analyses.faithfulness import (
+    _bootstrap,
+    _first_reaching,
+    _intervals,
+    _is_small,
+    _sizes,
+    top_heads,
+)
 from mmlens.errors import DesignError, NonFiniteError, ShapeError
 from mmlens.interventions import HeadMask
 from mmlens.result import FaithfulnessResult
@@ -196,5 +203,21 @@ def test_bootstrap_of_a_ratio_of_sums() -> None:
     np.testing.assert_allclose(exact, 0.5)  # every resample has the same ratio
     spread = _bootstrap(np.array([[[0.0], [2.0], [3.0]]]), effect, 200, generator)
     assert spread is not None
-    assert spread[0, 0, 0] < 5 / 6 < spread[0, 0, 1]
+    assert spread.shape == (1, 1, 200)
+    assert spread.min() < 5 / 6 < spread.max()
     assert _bootstrap(effect[None, :, None], np.array([1.0, -2.0, 3.0]), 200, generator) is None
+
+
+def test_area_intervals_and_leads_are_paired() -> None:
+    """Two methods whose curves differ by the same amount in every prompt: wide areas, an exact lead."""
+    rng = np.random.default_rng(0)
+    effect = np.ones(8)
+    base = np.cumsum(rng.random((8, 3)), axis=1)
+    gain = np.stack([base + 0.25, base])
+    ratios = _bootstrap(gain, effect, 500, torch.Generator().manual_seed(0))
+    assert ratios is not None
+    found = {name: value[1] for name, value in _intervals("faithfulness", ratios, [0, 1, 2]).items()}
+    assert found["faithfulness_interval"].shape == (2, 3, 2)
+    area = found["auc_faithfulness_interval"]
+    assert (area[:, 1] - area[:, 0] > 0.1).all()
+    np.testing.assert_allclose(found["auc_faithfulness_lead_interval"], [[0, 0], [0.25, 0.25]], atol=1e-12)
