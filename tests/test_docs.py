@@ -4,10 +4,18 @@ import re
 from itertools import chain
 from pathlib import Path
 
+import pytest
+
 from tests.architecture import ROOT
 
 HOOK_ROW = re.compile(r"^\| `([\w.{}]+)` \| `\[([\w, ]+)\]` \|", re.MULTILINE)
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+PAGES = [
+    f"docs/{path.name}"
+    for path in sorted(ROOT.glob("docs/*.md"))
+    if "```python" in path.read_text(encoding="utf-8")
+]
 
 
 def code_blocks(page: str) -> list[str]:
@@ -54,11 +62,20 @@ def test_hook_reference_names_every_hook_point_with_its_shape() -> None:
     assert {name: tuple(tensor.shape) for name, tensor in cache.items()} == stated
 
 
-def test_python_blocks_run(workdir: Path) -> None:
-    """The README's example runs on the embedded model, and what the hook reference shows runs after it."""
-    names: dict[str, object] = {}
-    blocks = [(page, code) for page in ("README.md", "docs/hooks.md") for code in code_blocks(page)]
-    assert len(blocks) >= 2
-    for page, code in blocks:
+def run_page(page: str, names: dict[str, object]) -> None:
+    for code in code_blocks(page):
         exec(compile(code, page, "exec"), names)
+
+
+def test_readme_runs(workdir: Path) -> None:
+    run_page("README.md", {})
     assert (workdir / "heads.html").stat().st_size > 0
+    assert (workdir / "heads.mmlens").stat().st_size > 0
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_runs(page: str, workdir: Path) -> None:
+    """The page's Python blocks run one after the other, following on from the README's example."""
+    names: dict[str, object] = {}
+    run_page("README.md", names)
+    run_page(page, names)
