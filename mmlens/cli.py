@@ -47,6 +47,18 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Which attention heads and tokens carry image information into text, in vision-language models."""
+    if version:
+        from mmlens import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path("out/demo"),

@@ -223,4 +223,4 @@ def test_machine_paths_are_found_and_others_are_not() -> None:
     slash = "/"
     bad = f'open("{slash}home/ann/x.png") and {slash}root/.cache'
     assert machine_paths(bad) == [f"{slash}home/ann", f"{slash}root/.cache"]
-    assert machine_paths("https://example.org/work/x ~/work/x src/home/x /usr/bin/chromium") == []
+    assert machine_paths("https://example.org/home/x ~/home/x src/home/x /usr/bin/chromium") == []

@@ -121,5 +121,11 @@ def test_errors_are_one_line_and_leave_nothing(
     assert list(workdir.iterdir()) == []
 
 
+def test_version(mmlens: Command) -> None:
+    import mmlens as package
+
+    assert mmlens("--version").stdout.strip() == package.__version__
+
+
 def test_an_unknown_option_exits_with_2(mmlens: Command) -> None:
     assert mmlens("demo", "--nonsense").returncode == 2

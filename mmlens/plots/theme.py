@@ -95,8 +95,10 @@ def template() -> go.layout.Template:
                 "x": 0,
                 "xref": "paper",
                 "xanchor": "left",
-                "y": 0.98,
+                "y": 1,
+                "yref": "container",
                 "yanchor": "top",
+                "pad": {"t": 20},  # room for the first line, which "top" alone lets stick out of the figure
                 "font": {"size": 16},
             },
             colorway=list(LINES),
