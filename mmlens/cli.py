@@ -205,7 +205,8 @@ def _command() -> str:
 def _announce(attribution: Any, report: Path) -> None:
     r2 = attribution.r2.median().item()
     typer.echo(attribution.top(5).to_string())
-    typer.echo(f"held-out R² of the fit: {r2:.3f} (median of {attribution.n} prompts)")
+    over = f" (median of {attribution.n} prompts)" if attribution.n > 1 else ""
+    typer.echo(f"held-out R² of the fit: {r2:.3f}{over}")
     typer.echo(f"report: {report}")
 
 

@@ -76,10 +76,10 @@ def _fit_card(result: AttributionResult) -> Card:
             value="undefined", label="held-out R²", text="The metric never changed between masks.", weak=True
         )
     weak = float(known.mean()) < WEAK_R2
+    spread = f"range {number(known.min())} to {number(known.max())}, " if len(known) > 1 else ""
     text = (
         f"Fitted on {drawn} random sets of heads per sample and tested on fresh ones: the sum of the kept "
-        f"heads' attributions explains this share of the variation (range "
-        f"{number(known.min())} to {number(known.max())}, Pearson "
+        f"heads' attributions explains this share of the variation ({spread}Pearson "
         f"{mean_text(result.heldout_pearson.values)})."
     )
     if weak:
