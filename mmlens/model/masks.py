@@ -4,7 +4,7 @@ Closed positions hold the most negative finite number, not ``-inf``: a row that 
 query) then gives a finite, unused result instead of NaN.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,6 +24,9 @@ class CausalMask:
     real: Bool[Tensor, "batch key"] | None
     n_query: int
     n_key: int
+    _made: dict[tuple[torch.device, torch.dtype], Tensor] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @property
     def is_plain_causal(self) -> bool:
@@ -36,7 +39,15 @@ class CausalMask:
         return self.real is None and self.n_query == 1
 
     def bias(self, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "#batch 1 query key"]:
-        """Additive mask: 0 where a query may read a key, the lowest finite number where it may not."""
+        """Additive mask: 0 where a query may read a key, the lowest finite number where it may not.
+
+        Made once a step and shared by its layers; nobody may write into it.
+        """
+        if (device, dtype) not in self._made:
+            self._made[device, dtype] = self._bias(device, dtype)
+        return self._made[device, dtype]
+
+    def _bias(self, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "#batch 1 query key"]:
         query = torch.arange(self.n_key - self.n_query, self.n_key, device=device)
         key = torch.arange(self.n_key, device=device)
         allowed = (key[None, :] <= query[:, None])[None]
