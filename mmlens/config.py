@@ -148,7 +148,6 @@ class ModelConfig:
     tied_embeddings: bool = False
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
-    initializer_range: float = 0.02
     # Constants that transformer_lens.ActivationCache and its plots ask of a configuration.
     attn_only: bool = field(default=False, init=False)
     normalization_type: str = field(default="RMS", init=False)
@@ -242,7 +241,6 @@ def _read_llava(hf: Any) -> ModelConfig:
         tied_embeddings=bool(hf.tie_word_embeddings),
         bos_token_id=text.bos_token_id,
         eos_token_ids=() if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
-        initializer_range=text.initializer_range,
     )
 
 

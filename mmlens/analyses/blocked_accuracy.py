@@ -89,11 +89,10 @@ def wilson_interval(
     hits: Num[np.ndarray, "*n"], trials: Num[np.ndarray, "*#n"], confidence: float = 0.95
 ) -> Float[np.ndarray, "*n 2"]:
     """Wilson score interval of a share: lower and upper end along a new last axis."""
-    z = stats.norm.ppf((1 + confidence) / 2)
-    share, shrink = hits / trials, 1 + z**2 / trials
-    centre = (share + z**2 / (2 * trials)) / shrink
-    half = z * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)) / shrink
-    return np.clip(np.stack([centre - half, centre + half], axis=-1), 0.0, 1.0)
+    pairs = zip(hits.flat, np.broadcast_to(trials, hits.shape).flat, strict=True)
+    tests = (stats.binomtest(int(k), int(n)) for k, n in pairs)
+    bounds = [one.proportion_ci(confidence, method="wilson") for one in tests]
+    return np.array(bounds).reshape(*hits.shape, 2)
 
 
 def _majority(prompts: Sequence[Prompt]) -> int:

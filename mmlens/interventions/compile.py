@@ -17,15 +17,14 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from mmlens.config import ModelConfig
-from mmlens.errors import EmptyGroup, InterventionError
-from mmlens.inputs.selectors import Selector
+from mmlens.errors import InterventionError
 from mmlens.interventions.block import Block
 from mmlens.interventions.edits import Edit
 from mmlens.interventions.head_mask_hooks import head_mask_hooks
 from mmlens.interventions.heads import HeadMask
 from mmlens.interventions.ledger import Ledger, LedgerEntry, ledger_of
 from mmlens.interventions.sites import Site, resolve_sites, where_mask
-from mmlens.interventions.state import GENERATED, StepState
+from mmlens.interventions.state import StepState
 
 Intervention = Edit | Block | HeadMask
 HookFn = Callable[[Tensor, HookPoint], Tensor | None]
@@ -82,7 +81,7 @@ def compile_interventions(
 
 
 def describe(intervention: object) -> str:
-    """A short description for the ledger: the class and every field that is not a default tensor dump."""
+    """A short description for the ledger: the class and its fields, long values by their type or shape."""
     parts = []
     for name in getattr(intervention, "__dataclass_fields__", {}):
         value = getattr(intervention, name)
@@ -97,18 +96,10 @@ def _may_be_inert(intervention: object) -> bool:
     return isinstance(intervention, HeadMask) and bool(intervention.mask.all())
 
 
-def _check_not_empty(pos: Selector, state: StepState, cfg: ModelConfig) -> None:
-    chosen = state.mask(pos)
-    may_be_empty = isinstance(pos, str) and pos in GENERATED
-    if not may_be_empty and not bool(chosen.any(dim=1).all()):
-        empty = (~chosen.any(dim=1)).nonzero().flatten().tolist()
-        raise EmptyGroup(f"selector {pos!r} selects no position in samples {empty}.")
-
-
 def _edit_hooks(
     edit: Edit, entry: LedgerEntry, state: StepState, cfg: ModelConfig, hook_names: Sequence[str]
 ) -> list[NamedHook]:
-    _check_not_empty(edit.pos, state, cfg)
+    state.mask(edit.pos)  # unknown or empty selectors fail here, before anything runs
     sites = resolve_sites(edit.at, edit.layers, edit.heads, hook_names)
     for site in sites:
         edit.check(site)
@@ -121,6 +112,8 @@ def _edit_hook(edit: Edit, site: Site, entry: LedgerEntry, state: StepState, cfg
 
     def hook_fn(tensor: Tensor, hook: HookPoint) -> Tensor:
         where = where_mask(site, edit.heads, edit.pos, state, cfg).to(tensor.device)
+        if site.short == "attn_scores":
+            where = where & _open_edges(tensor)
         value = edit.value(tensor, site, state, memory)
         new = torch.where(where, value, tensor)
         entry.record(site.hook_name, where, tensor, new)
@@ -132,8 +125,8 @@ def _edit_hook(edit: Edit, site: Site, entry: LedgerEntry, state: StepState, cfg
 def _block_hooks(
     block: Block, entry: LedgerEntry, state: StepState, cfg: ModelConfig, hook_names: Sequence[str]
 ) -> list[NamedHook]:
-    _check_not_empty(block.src, state, cfg)
-    _check_not_empty(block.dst, state, cfg)
+    for selector in (block.src, block.dst):
+        state.mask(selector)  # unknown or empty selectors fail here, before anything runs
     at = "attn_scores" if block.renormalise else "pattern"
     sites = resolve_sites(at, block.layers, block.heads, hook_names)
     for site in sites:
@@ -151,13 +144,18 @@ def _block_hook(block: Block, site: Site, entry: LedgerEntry, state: StepState, 
             entry.record(site.hook_name, where, tensor, new)
             return new
         closed = torch.finfo(tensor.dtype).min
-        where = where & (tensor > closed / 2)  # edges that causality or padding closed already are not ours
+        where = where & _open_edges(tensor)
         new = tensor.masked_fill(where, closed)
         _refuse_closed_rows(new, where, closed, site)
         entry.record(site.hook_name, where, tensor, new)
         return new
 
     return hook_fn
+
+
+def _open_edges(scores: Tensor) -> Tensor:
+    """Edges that causality, padding or an earlier intervention has not closed; closed ones stay closed."""
+    return scores > torch.finfo(scores.dtype).min / 2
 
 
 def _refuse_closed_rows(scores: Tensor, where: Tensor, closed: float, site: Site) -> None:

@@ -31,7 +31,8 @@ class Edit(ABC):
         layers: a layer, several, or None for all (negative numbers count from the end).
         heads: a head or several of every chosen layer, ``(layer, head)`` pairs, a ``Bool[layer, head]``
             tensor, or None for all. At ``k`` and ``v`` these are key-value heads.
-        pos: position selector; for scores and pattern it selects queries.
+        pos: position selector; for scores and pattern it selects queries. Scores that causality or padding has
+            closed are never edited: scaling or zeroing them would let a head see the future.
     """
 
     at: str

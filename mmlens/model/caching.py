@@ -71,7 +71,6 @@ class Recorder:
             ``Bool[layer, head]`` tensor.
         device: where to keep the slices; None leaves them.
         dtype: dtype to keep them in; None leaves it.
-        detach: whether to cut the slices from the autograd graph.
         clone: whether to copy whole activations (needed when another hook may edit them in place later).
     """
 
@@ -79,14 +78,13 @@ class Recorder:
     heads: HeadSelector = None
     device: torch.device | str | None = None
     dtype: torch.dtype | None = None
-    detach: bool = True
     clone: bool = False
     kept: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, tensor: Tensor, hook: HookPoint) -> None:
         """Keeps the chosen slice of ``tensor`` under the hook's name."""
         name = hook.name or ""
-        kept = tensor.detach() if self.detach else tensor
+        kept = tensor.detach()
         if name.startswith("blocks.") or name in (
             "hook_embed",
             "ln_final.hook_scale",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -23,7 +24,6 @@ from mmlens.datasets.scenes import FAMILIES, Question, Scene, sample
 from mmlens.pretrained.vocabulary import PROMPT
 
 ACCURACY = "accuracy.json"
-_Z95 = 1.959964
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +56,9 @@ class Score:
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share ``right / n``.
-
-    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
-    """
-    share, z2 = right / n, _Z95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 / (1 + z2 / n) * (share * (1 - share) / n + z2 / (4 * n * n)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    """95 % Wilson interval of a share ``right / n``."""
+    interval = stats.binomtest(right, n).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def evaluate(

@@ -62,11 +62,10 @@ def test_zero_writes_zeros_at_the_selected_positions_only(pair: Pair, site: str)
 def test_heads_select_heads(pair: Pair, site: str) -> None:
     name = full_name(site)
     clean = pair.model.run_with_cache(pair.inputs, names_filter=[name])[1][name]
-    for heads in (2, [2], [(1, 2)], torch.eye(3, 4, dtype=torch.bool)[[1, 2, 0]]):
-        layers = 1 if isinstance(heads, int) or heads == [2] else None
-        if isinstance(heads, torch.Tensor):
-            heads = torch.zeros(3, 4, dtype=torch.bool)
-            heads[1, 2] = True
+    mask = torch.zeros(3, 4, dtype=torch.bool)
+    mask[1, 2] = True
+    selectors: list[tuple[Any, int | None]] = [(2, 1), ([2], 1), ([(1, 2)], None), (mask, None)]
+    for heads, layers in selectors:
         edited = recorded(pair, name, Scale(at=site, layers=layers, heads=heads, factor=3.0))
         assert torch.equal(edited[pair.real][:, 2], clean[pair.real][:, 2] * 3)
         assert torch.equal(edited[:, :, [0, 1, 3]], clean[:, :, [0, 1, 3]])
@@ -150,6 +149,25 @@ def test_head_outputs_of_the_tower_can_be_edited(pair: Pair) -> None:
     )
     assert (run.logits - pair.model(pair.inputs))[:, -1].abs().max() > 1e-3
     assert [len(entry.hooks) for entry in run.ledger.entries] == [1, 2]
+
+
+@pytest.mark.parametrize("factor", [-1.0, 0.0, 5.0])
+def test_editing_scores_never_opens_the_future(pair: Pair, factor: float) -> None:
+    """Closed scores are the lowest finite number: flipped or zeroed, they would open what causality closed."""
+    name = "blocks.1.attn.hook_pattern"
+    scale = Scale(at="attn_scores", layers=1, factor=factor)
+    pattern = recorded(pair, name, scale)
+    n = pair.inputs.n_pos
+    future = torch.ones(n, n, dtype=torch.bool).triu(1)
+    real = pair.real
+    for sample in range(2):
+        rows = pattern[sample][:, real[sample]]
+        assert (rows[..., future[real[sample]]] == 0).all()
+        assert (rows[..., ~real[sample]] == 0).all()
+        if factor == 0:
+            last = rows[:, -1][:, real[sample]]
+            torch.testing.assert_close(last, torch.full_like(last, 1 / int(real[sample].sum())))
+    assert pair.model.run(pair.inputs, scale).ledger.entries[0].changed > 0
 
 
 def test_interventions_compose_in_list_order(pair: Pair) -> None:

@@ -318,6 +318,35 @@ def test_transformer_lens_cache_methods_work(plain_pair: Pair) -> None:
     assert heads.shape[0] == plain_pair.model.cfg.n_layers * plain_pair.model.cfg.n_heads
 
 
+def test_transformer_lens_logit_attribution_sums_to_the_logit() -> None:
+    pair = make_pair(2, bias=True)
+    logits, cache = pair.model.run_with_cache(
+        pair.inputs, names_filter=lambda name: not name.endswith(("hook_result", "pattern", "scores"))
+    )
+    token = torch.tensor([5, 7])
+    parts = cache.decompose_resid(mode="all")[:, :, -1]
+    scaled = parts / cache["ln_final.hook_scale"][:, -1] * pair.model.ln_final.weight
+    directions = pair.model.tokens_to_residual_directions(token)
+    torch.testing.assert_close(
+        (scaled.sum(0) * directions).sum(-1), logits[[0, 1], -1, token], atol=1e-4, rtol=0
+    )
+    assert torch.equal(directions, pair.model.W_U[:, token].T)
+
+
+def test_accumulated_bias_by_hand() -> None:
+    model = make_pair(4, bias=True).model
+    first, second = model.blocks[0], model.blocks[1]
+    expected = first.attn.o_proj.bias + first.mlp.down_proj.bias
+    torch.testing.assert_close(model.accumulated_bias(1), expected)
+    torch.testing.assert_close(model.accumulated_bias(1, mlp_input=True), expected + second.attn.o_proj.bias)
+    torch.testing.assert_close(model.accumulated_bias(1, include_mlp_biases=False), first.attn.o_proj.bias)
+    assert not make_pair(4).model.accumulated_bias(3).any()
+
+
+def test_embeddings_are_the_checkpoint_s(plain_pair: Pair) -> None:
+    assert torch.equal(plain_pair.model.W_E, plain_pair.hf.get_input_embeddings().weight)
+
+
 def test_unknown_hook_names_are_refused_with_a_hint(plain_pair: Pair) -> None:
     with pytest.raises(UnknownHook, match=r"blocks\.0\.attn\.hook_zz.*Did you mean blocks\.0\.attn\.hook_z"):
         plain_pair.model.run_with_hooks(plain_pair.inputs, fwd_hooks=[("blocks.0.attn.hook_zz", keep)])
