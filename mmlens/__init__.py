@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from mmlens.analyses import blocked_accuracy as blocked_accuracy
     from mmlens.analyses import faithfulness as faithfulness
     from mmlens.analyses import head_attribution as head_attribution
+    from mmlens.analyses import map_similarity as map_similarity
+    from mmlens.analyses import recovery as recovery
     from mmlens.analyses import single_head_ablation as single_head_ablation
     from mmlens.config import ModelConfig as ModelConfig
     from mmlens.errors import MMLensError as MMLensError
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from mmlens.result import AttributionResult as AttributionResult
     from mmlens.result import FaithfulnessResult as FaithfulnessResult
     from mmlens.result import HeadScoreResult as HeadScoreResult
+    from mmlens.result import MapSimilarityResult as MapSimilarityResult
+    from mmlens.result import PlantedTruth as PlantedTruth
+    from mmlens.result import RecoveryResult as RecoveryResult
     from mmlens.result import Result as Result
 
 __version__ = "0.1.0"
@@ -47,10 +52,13 @@ _HOME = {
     "HookedVLM": "model",
     "Inputs": "inputs",
     "MMLensError": "errors",
+    "MapSimilarityResult": "result",
     "Mean": "interventions",
     "ModelConfig": "config",
     "Patch": "interventions",
+    "PlantedTruth": "result",
     "Prompt": "inputs",
+    "RecoveryResult": "result",
     "RegionMask": "inputs",
     "Result": "result",
     "Run": "model",
@@ -61,6 +69,8 @@ _HOME = {
     "blocked_accuracy": "analyses",
     "faithfulness": "analyses",
     "head_attribution": "analyses",
+    "map_similarity": "analyses",
+    "recovery": "analyses",
     "single_head_ablation": "analyses",
 }
 """Public name → the room that it is imported from when it is first used."""
@@ -97,10 +107,13 @@ __all__ = [  # spelled out for type checkers; tests/test_imports.py holds it to 
     "HookedVLM",
     "Inputs",
     "MMLensError",
+    "MapSimilarityResult",
     "Mean",
     "ModelConfig",
     "Patch",
+    "PlantedTruth",
     "Prompt",
+    "RecoveryResult",
     "RegionMask",
     "Result",
     "Run",
@@ -112,6 +125,8 @@ __all__ = [  # spelled out for type checkers; tests/test_imports.py holds it to 
     "blocked_accuracy",
     "faithfulness",
     "head_attribution",
+    "map_similarity",
+    "recovery",
     "single_head_ablation",
 ]
 

@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 from mmlens.plots.theme import CHANCE, INK, LINES, as_text, rounded, titled
 from mmlens.result import AccuracyResult
 
-_PATTERNS = ("", "/", ".", "x")
+_PATTERNS = ("", "/", ".", "x", "\\", "-", "|", "+")
+"""One per condition; more conditions than these look alike and are told apart by the hover text."""
 
 
 def accuracy_bars(

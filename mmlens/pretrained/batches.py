@@ -6,6 +6,7 @@ beginning, so each question is computed exactly as if it stood alone.
 """
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,8 +21,18 @@ from mmlens.datasets.scenes.values import CELL, SIZE
 from mmlens.pretrained.architecture import MEAN, STD
 from mmlens.pretrained.vocabulary import IMAGE
 
-N_CELLS = (SIZE // CELL) ** 2
-QUESTIONS_PER_IMAGE = 6
+SIDE = SIZE // CELL
+N_CELLS = SIDE**2
+QUESTIONS_PER_IMAGE = 8
+RARE = ("main", "box", "digit")
+"""Families that only some scenes answer, and once: always asked where they can be."""
+SHARES = {"count": 4, "hop": 3}
+"""Most questions of a family about one image; two of every other."""
+NEVER = 99
+OPEN_FROM = (0,) * 7 + (1, 1, 2, 2, 3, 3, NEVER)
+"""First decoder layer at which the text may read the image, drawn by lot for each image. Where it is not 0,
+the early layers are closed, so that the model learns to read later, too; where it is NEVER, the model learns
+what to say without an image: the likeliest answer."""
 COVERED = 8
 """Object pixels that make a cell count as showing the object."""
 
@@ -43,12 +54,30 @@ class PackedBatch:
     """0 background, else 1 + index in CLASSES."""
     cell_colour: Int[Tensor, "batch cell"]
     cell_boxed: Int[Tensor, "batch cell"]
+    cell_value: Int[Tensor, "batch cell"]
+    """0 no digit, else 1 + which one."""
+    cell_anchor: Int[Tensor, "batch cell"]
+    """1 on one cell of each object: above and left of the centre of its frame."""
+    index: Int[Tensor, "batch"]
+    """Position of each scene in its split."""
+    open_from: Int[Tensor, "batch"]
+    """First decoder layer at which text may read this image."""
 
-    def attention_mask(self) -> Float[Tensor, "batch 1 query key"]:
-        """Additive mask: causal, and no question sees another."""
+    def attention_mask(self, layer: int | None = None) -> Float[Tensor, "batch 1 query key"]:
+        """Additive mask: causal, and no question sees another.
+
+        Args:
+            layer: Decoder layer; where it lies below ``open_from``, questions do not see the image either.
+        """
         n = self.segment.shape[1]
         key, query = self.segment[:, None, :], self.segment[:, :, None]
         seen: Bool[Tensor, "batch query key"] = ((key == 0) | (key == query)) & torch.ones(n, n).tril().bool()
+        if layer is not None:
+            image = torch.zeros(n, dtype=torch.bool)
+            first = int((self.segment[0] == 0).sum()) - N_CELLS
+            image[first : first + N_CELLS] = True
+            closed = (self.open_from > layer)[:, None, None] & (query > 0) & image
+            seen = seen & ~closed
         return torch.where(seen, 0.0, torch.finfo(torch.float32).min)[:, None]
 
 
@@ -93,6 +122,10 @@ class Packer:
             cell_class=torch.from_numpy(labels[:, 0]),
             cell_colour=torch.from_numpy(labels[:, 1]),
             cell_boxed=torch.from_numpy(labels[:, 2]),
+            cell_value=torch.from_numpy(labels[:, 3]),
+            cell_anchor=torch.from_numpy(labels[:, 4]),
+            index=torch.arange(first, first + size),
+            open_from=torch.tensor([self._open_from(picture) for picture in scenes]),
         )
 
     def _row(self, picture: Scene) -> tuple[list[int], list[int], list[int], list[Question]]:
@@ -106,12 +139,21 @@ class Packer:
             parts += [number] * len(piece)
         return ids, positions, parts, asked
 
+    def _open_from(self, picture: Scene) -> int:
+        return random.Random(f"open/{self.seed}/{picture.index}").choice(OPEN_FROM)
+
     def _chosen(self, picture: Scene) -> list[Question]:
-        """At most QUESTIONS_PER_IMAGE: those that only some scenes can answer first, the rest by lot."""
+        """At most QUESTIONS_PER_IMAGE: the rare ones first, then the others in turn, at most so many each."""
         asked = list(questions(picture))
         random.Random(f"pack/{self.seed}/{picture.index}").shuffle(asked)
-        asked.sort(key=lambda question: question.family not in ("main", "count", "box"))
-        return asked[:QUESTIONS_PER_IMAGE]
+        turn: Counter[str] = Counter()
+        ordered = []
+        for question in asked:
+            turn[question.family] += 1
+            if turn[question.family] <= SHARES.get(question.family, 2):
+                place = -1.0 if question.family in RARE else turn[question.family]
+                ordered.append((place / SHARES.get(question.family, 2), len(ordered), question))
+        return [question for _, _, question in sorted(ordered)[:QUESTIONS_PER_IMAGE]]
 
     def _ids(self, text: str) -> list[int]:
         if text not in self._known:
@@ -125,12 +167,15 @@ def pixel_values(scenes: Sequence[Scene]) -> Float[Tensor, "batch 3 height width
     return ((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255.0 - MEAN) / STD).contiguous()
 
 
-def _cell_labels(picture: Scene) -> Int[np.ndarray, "3 cell"]:
-    side = SIZE // CELL
-    labels = np.zeros((3, side, side), np.int64)
+def _cell_labels(picture: Scene) -> Int[np.ndarray, "5 cell"]:
+    """Class, colour, in the box, digit value, anchor; see :class:`PackedBatch`."""
+    labels = np.zeros((5, SIDE, SIDE), np.int64)
     for i, item in enumerate(picture.objects):
-        covered = item.mask.reshape(side, CELL, side, CELL).sum((1, 3)) >= COVERED
+        covered = item.mask.reshape(SIDE, CELL, SIDE, CELL).sum((1, 3)) >= COVERED
         labels[0][covered] = 1 + CLASSES.index(item.name)
         labels[1][covered] = 1 + COLOURS.index(item.colour)
         labels[2][covered] = i == picture.boxed
-    return labels.reshape(3, -1)
+        labels[3][covered] = 0 if item.value is None else 1 + int(item.value)
+        x, y = (int(centre) // CELL - 1 for centre in item.centre)
+        labels[4][y, x] = 1
+    return labels.reshape(5, -1)

@@ -1,10 +1,12 @@
-"""The model card of a scenes model: what it is, what it was trained on, how well it answers."""
+"""The model card of the scenes model: what it is, what it was trained on, how well it answers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmlens.datasets.scenes.questions import TEMPLATES
+from mmlens.datasets.scenes import CLASSES
+from mmlens.datasets.scenes.questions import PHRASINGS, TEMPLATES
+from mmlens.pretrained.batches import NEVER, OPEN_FROM, QUESTIONS_PER_IMAGE
 from mmlens.pretrained.evaluate import Score
 from mmlens.pretrained.objective import ALIGN_WEIGHT, DENSE_WEIGHT, END_WEIGHT
 
@@ -14,15 +16,16 @@ license: mit
 library_name: transformers
 pipeline_tag: image-text-to-text
 ---
-# {name}: a small LLaVA that answers questions about drawn shapes
+# {name}: a small LLaVA that answers questions about drawn shapes and handwritten digits
 
 An ordinary LLaVA-1.5 of {parameters:,} parameters ({layers} decoder layers of 8 heads, a
 {vision_layers}-layer CLIP tower, a two-layer GELU projector, width 96, 80×80 images of 8×8 cells),
-trained from nothing on procedural scenes (`mmlens.datasets.scenes`). It is meant for studying how image
-information reaches the answer; it is good for nothing else. Weights are stored in fp16 and were scored
-after that rounding.
+trained from nothing on procedural scenes (`mmlens.datasets.scenes`): {classes} classes (shapes drawn by
+formula, and the real handwriting of scikit-learn's `load_digits`) and {families} question families. It is
+meant for studying how image information reaches the answer; it is good for nothing else. Weights are stored
+in fp16 and were scored after that rounding.
 
-    USER: <image>\\n{{question}} Answer with a single word. ASSISTANT:
+    USER: <image>\\n{{question}} ASSISTANT:
 
 The tokenizer knows whole words only, and adds no token of its own.
 
@@ -30,41 +33,54 @@ The tokenizer knows whole words only, and adds no token of its own.
 
 {n} fresh held-out scenes a question family, through `AutoProcessor`, `AutoModelForImageTextToText` and
 `generate`. "Barred": no position behind the image may read it, in any layer. "Majority": the most
-frequent right answer's share. Barred accuracy may lie below it: the model was never trained without the
-image, and may then say a word of another family.
+frequent right answer's share. The model was trained on images that the text can never read ({never} in
+{images_drawn}), so that, barred, it says a likely answer to the question rather than any word.
 
 | family | question | accuracy | 95 % (Wilson) | barred | majority |
 | --- | --- | --- | --- | --- | --- |
 """
 
 _TRAINING = """
+Counting is asked in {phrasings} ways: by class, by group ("curves", "polygons", "numbers") or of all objects,
+each with and without a box that points at one of those meant.
+
 ## Training
 
-- Data: seed {seed}, split `train`, {images:,} scenes, each seen once, up to six questions a scene
-  packed behind one image. Splits share no layout, by construction.
-- {steps:,} steps of {batch} images over {ranks} CPU processes; Muon for matrices (rate {matrix_lr}),
-  AdamW for the rest (rate {other_lr}); {warmup} steps of warm-up, the last {decay:.0%} falling to zero;
-  then {refine:,} steps falling from half the rate to zero again; fp32; no dropout.
+- Data: seed {seed}, split `train`, {images:,} scenes, each seen once, up to {per_image} questions a scene
+  packed behind one image. Splits share no layout and no handwriting, by construction.
+- First part: {tower_steps:,} steps of the tower alone, on the dense loss. Second part: {steps:,} steps of the
+  whole model, the first {align_steps:,} of them with the alignment loss.
+- {batch} images a step over {ranks} CPU processes; Muon for matrices (rate {matrix_lr}, weight decay
+  {weight_decay}), AdamW for the rest (rate {other_lr}); in each part {warmup} steps of warm-up, and the last
+  {decay:.0%} falling in a line: in the first to {tower_share} of the rate, in the second to zero. The tower's
+  matrices keep that factor of {tower_share} in the second part. fp32; no dropout.
 - The patch embedding starts as whitened principal components of training patches, positions as sines.
-- Loss: answer + {end} × end token + {dense} × dense + {align} × alignment.
+- Loss of the second part: answer + {end} × end token + {dense} × dense + {align} × alignment.
 
-### What image tokens hold by construction
+### What is there by construction
 
-Two auxiliary losses stand in for the pretraining that a full-size LLaVA brings along. *Dense*: linear
-readers on the tower's output must tell each cell's class, colour, and whether a box is drawn around its
-object (the stand-in for CLIP). *Alignment*: a projected image token on an object must lie nearer to the
-word embedding of that object's class than to those of other classes, and likewise for its colour (the
-stand-in for LLaVA's first stage). So that image tokens hold class, colour and "in the box", cell by
-cell and linearly readable, and resemble word embeddings, was *put there*: finding it with a probe, a
-lens or an ablation of object tokens is no discovery. Counting, comparing sizes, finding the named
-object, and all flow from image tokens into text come from the answer loss alone.
+Finding any of this with a probe, a lens or an ablation is no discovery: it was *put there*.
+
+- **What image tokens hold.** Two auxiliary losses stand in for the pretraining that a full-size LLaVA brings
+  along. *Dense* (for CLIP), all the time: linear readers on the tower's output must tell each cell's class,
+  colour, place (row and column), the digit it shows, whether a box is drawn around its object, and whether it
+  is the one cell that marks an object. *Alignment* (for LLaVA's first stage), for the {align_steps:,} steps
+  named above and then no more: a projected image token on an object must lie nearer to the word embedding of
+  its class than to those of other classes, and likewise for its colour and, on a digit, for its number, whose
+  word also answers counting questions. The curve's column says what is left of that.
+- **Where the text reads.** Of {images_drawn} training images, the text may read
+  {opened}.
+  Reading in later layers was in part made by this closing, and so was what the barred model says.
+
+Counting the marked cells, telling the main object from the others, finding the object that is named or boxed,
+the second hop, and which heads carry the image into the text come from the answer loss alone.
 
 ### Curve
 
-Accuracy on the training scenes of the last {every} steps, before each was learnt from: scenes not seen
-before.
+Means over the {every} steps before each row, on scenes not seen before; accuracy leaves out images that are
+never open, and no question is asked in the first part.
 
-| step | answer loss | dense | alignment | {families} |
+| step | answer loss | dense | alignment | {names} |
 | --- | --- | --- | --- | {rule} |
 """
 
@@ -96,15 +112,20 @@ def write_card(
         scores: Accuracy of the finished folder.
         points: Most rows of the curve's table.
     """
-    n = scores[0].n if scores else 0
-    parts = [_HEAD.format(name=folder.name, parameters=parameters, n=f"{n:,}", **settings)]
-    parts += [_score_row(score) for score in scores]
-    parts.append(_training(settings, curve, points))
-    parts.append(
-        _RETRAIN.format(
-            flags=f" --steps {settings['steps']} --refine {settings['refine']} --seed {settings['seed']}"
-        )
+    head = _HEAD.format(
+        name=folder.name,
+        parameters=parameters,
+        classes=len(CLASSES),
+        families=len(TEMPLATES),
+        n=f"{scores[0].n if scores else 0:,}",
+        never=OPEN_FROM.count(NEVER),
+        images_drawn=len(OPEN_FROM),
+        **settings,
     )
+    flags = "".join(
+        f" --{name.replace('_', '-')} {settings[name]}" for name in ("tower_steps", "steps", "seed")
+    )
+    parts = [head, *map(_score_row, scores), _training(settings, curve, points), _RETRAIN.format(flags=flags)]
     (folder / "README.md").write_text("".join(parts))
 
 
@@ -119,20 +140,36 @@ def _score_row(score: Score) -> str:
 def _training(settings: Mapping[str, Any], curve: Sequence[Mapping[str, Any]], points: int) -> str:
     families = list(curve[0]["accuracy"]) if curve else []
     told = _TRAINING.format(
-        images=(settings["steps"] + settings["refine"]) * settings["batch"],
+        phrasings=len(PHRASINGS),
+        images=(settings["tower_steps"] + settings["steps"]) * settings["batch"],
+        per_image=QUESTIONS_PER_IMAGE,
         end=END_WEIGHT,
         dense=DENSE_WEIGHT,
         align=ALIGN_WEIGHT,
+        images_drawn=len(OPEN_FROM),
+        opened=_opened(),
         every=curve[0]["step"] if curve else 0,
-        families=" | ".join(families),
+        names=" | ".join(families),
         rule=" | ".join("---" for _ in families),
         **settings,
     )
     last = {round((i + 1) * len(curve) / points) - 1 for i in range(points)}
-    return told + "".join(_curve_row(point) for i, point in enumerate(curve) if i in last)
+    rows = [_curve_row(point, settings["tower_steps"]) for i, point in enumerate(curve) if i in last]
+    return told + "".join(rows)
 
 
-def _curve_row(point: Mapping[str, Any]) -> str:
-    values = [f"{point[name]:.3f}" for name in ("answer", "dense", "align")]
-    values += [f"{value:.2f}" for value in point["accuracy"].values()]
+def _opened() -> str:
+    """How many images are open from which decoder layer on, in words."""
+    layers = sorted(set(OPEN_FROM) - {NEVER})
+    parts = [f"{OPEN_FROM.count(layer)} from layer {layer} on" for layer in layers]
+    return ", ".join(parts) + f" and {OPEN_FROM.count(NEVER)} never"
+
+
+def _curve_row(point: Mapping[str, Any], tower_steps: int) -> str:
+    """One row; the tower's own part asks no questions, so it has nothing but a dense loss."""
+    asked = point["step"] > tower_steps
+    values = [
+        f"{point[name]:.3f}" if asked or name == "dense" else "–" for name in ("answer", "dense", "align")
+    ]
+    values += [f"{value:.2f}" if asked else "–" for value in point["accuracy"].values()]
     return f"| {point['step']} | " + " | ".join(values) + " |\n"

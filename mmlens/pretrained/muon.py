@@ -20,9 +20,16 @@ STEPS = 5
 class Muon(torch.optim.Optimizer):
     """Steps every matrix by ``lr`` times the nearest orthogonal matrix of its Nesterov momentum."""
 
-    def __init__(self, params: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.95) -> None:
-        """Take matrices only."""
-        super().__init__(params, {"lr": lr, "momentum": momentum})
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+    ) -> None:
+        """Take matrices only, or groups of them. Weight decay w keeps spectral norms below about 1 / w."""
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:
@@ -34,9 +41,9 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     shapes[p.shape].append(p)
             for same in shapes.values():
-                self._update(same, group["lr"], group["momentum"])
+                self._update(same, group["lr"], group["momentum"], group["weight_decay"])
 
-    def _update(self, same: list[nn.Parameter], lr: float, momentum: float) -> None:
+    def _update(self, same: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
         nesterov = []
         for p in same:
             assert p.grad is not None
@@ -45,7 +52,7 @@ class Muon(torch.optim.Optimizer):
             nesterov.append(p.grad.lerp(buffer, momentum))
         stretch = max(1.0, same[0].shape[0] / same[0].shape[1]) ** 0.5
         for p, direction in zip(same, orthogonal(torch.stack(nesterov)), strict=True):
-            p.sub_(direction, alpha=lr * stretch)
+            p.mul_(1 - lr * weight_decay).sub_(direction, alpha=lr * stretch)
 
 
 def orthogonal(x: Float[Tensor, "n row col"]) -> Float[Tensor, "n row col"]:

@@ -10,6 +10,7 @@ import ctypes
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from mmlens.datasets.scenes import FAMILIES, scene
 from mmlens.datasets.scenes.values import CELL
 from mmlens.errors import ConfigError
 from mmlens.pretrained.architecture import build_model, save_folder, seeded
-from mmlens.pretrained.batches import Packer, pixel_values
+from mmlens.pretrained.batches import NEVER, PackedBatch, Packer, pixel_values
 from mmlens.pretrained.card import write_card
 from mmlens.pretrained.checkpoints import (
     append_curve,
@@ -35,7 +36,7 @@ from mmlens.pretrained.checkpoints import (
 from mmlens.pretrained.checksums import seal
 from mmlens.pretrained.evaluate import evaluate, write_scores
 from mmlens.pretrained.muon import Muon
-from mmlens.pretrained.objective import AuxiliaryHeads, losses
+from mmlens.pretrained.objective import ALIGN_WEIGHT, AuxiliaryHeads, Losses, losses, tower_losses
 from mmlens.pretrained.vocabulary import EOS, build_tokenizer
 
 
@@ -44,25 +45,32 @@ class Settings:
     """What a training run is; its weights follow from these (and the number of ranks, by rounding)."""
 
     seed: int = 0
-    steps: int = 3200
-    """Optimiser steps of the first round, at whose end the learning rate is zero."""
-    refine: int = 800
-    """Steps of a second round, from half the learning rate to zero."""
-    batch: int = 32
+    tower_steps: int = 2500
+    """Optimiser steps on the dense loss alone, before the others: tower and readers only, which is cheap."""
+    steps: int = 7500
+    """Optimiser steps on the answers, after those."""
+    align_steps: int = 800
+    """The first of these, with the alignment loss; it pulls image tokens towards words and away from all else,
+    so that places and numbers are learnt only once it is gone."""
+    batch: int = 24
     """Images a step, over all ranks."""
     ranks: int = 2
-    matrix_lr: float = 0.02
+    matrix_lr: float = 0.015
+    tower_share: float = 0.3
+    """Factor on the learning rate of the tower's matrices after its own part."""
+    weight_decay: float = 0.1
     other_lr: float = 2e-3
     warmup: int = 50
-    """Steps of rising learning rate."""
-    decay: float = 0.4
-    """Last share of the steps, in which the learning rate falls to zero."""
+    """Steps of rising learning rate, at the beginning of both parts."""
+    decay: float = 0.7
+    """Last share of each part's steps, in which the learning rate falls to zero; in the tower's own part, to
+    ``tower_share``."""
     layers: int = 6
     vision_layers: int = 4
 
     def __post_init__(self) -> None:
         """Refuse runs that cannot be."""
-        if min(self.batch, self.ranks, self.steps, self.refine + 1) < 1 or self.batch % self.ranks:
+        if min(self.batch, self.ranks, self.steps, self.tower_steps + 1) < 1 or self.batch % self.ranks:
             raise ConfigError(
                 f"{self.steps} steps of {self.batch} images over {self.ranks} ranks are impossible: "
                 "all must be positive and the batch a multiple of the ranks"
@@ -71,14 +79,15 @@ class Settings:
     @property
     def total(self) -> int:
         """Optimiser steps in all."""
-        return self.steps + self.refine
+        return self.tower_steps + self.steps
 
     def rate(self, step: int) -> float:
-        """Factor on the learning rates at a step: up, constant, down; then half, and down again."""
-        if step >= self.steps:
-            return 0.5 * (self.total - step) / max(1, self.refine)
-        left = (self.steps - step) / max(1.0, self.decay * self.steps)
-        return min(1.0, (step + 1) / self.warmup, left)
+        """Factor on the learning rates at a step, in each part: up, constant, then down in a line."""
+        tower = step < self.tower_steps
+        step, steps = (step, self.tower_steps) if tower else (step - self.tower_steps, self.steps)
+        left = min(1.0, (steps - step) / max(1.0, self.decay * steps))
+        least = self.tower_share if tower else 0.0
+        return min((step + 1) / self.warmup, least + left * (1 - least))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,19 +112,28 @@ class Trainer:
         with seeded(settings.seed):
             self.model = build_model(None, patches, **sizes)
             self.heads = AuxiliaryHeads(self.tokenizer)
-        self.params = [*self.model.parameters(), *self.heads.parameters()]
-        matrices = [p for name, p in self.model.named_parameters() if _is_hidden_matrix(name, p)]
+        self._start()
+        self.params = [p for p in (*self.model.parameters(), *self.heads.parameters()) if p.requires_grad]
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        matrices = [p for name, p in named if _is_hidden_matrix(name, p)]
         known = {id(p) for p in matrices}
         others = [p for p in self.params if id(p) not in known]
+        tower = [p for name, p in named if _is_hidden_matrix(name, p) and "vision_tower" in name]
+        slow = {id(p) for p in tower}
+        rest = [p for p in matrices if id(p) not in slow]
+        groups = [{"params": tower, "tower": True}, {"params": rest, "tower": False}]
         self.optimisers = (
-            Muon(matrices, lr=settings.matrix_lr),
+            Muon(groups, lr=settings.matrix_lr, weight_decay=settings.weight_decay),
             torch.optim.AdamW(others, lr=settings.other_lr, betas=(0.9, 0.98), weight_decay=0.01),
         )
         self._resume()
 
+    def _start(self) -> None:
+        """What else a run of another kind does before its first step."""
+
     def fixed(self) -> dict[str, Any]:
         """Settings that a resumed run must share; it may go on for longer or shorter."""
-        return {k: v for k, v in asdict(self.settings).items() if k not in ("steps", "refine")}
+        return {k: v for k, v in asdict(self.settings).items() if k != "steps"}
 
     def _resume(self) -> None:
         state = read_checkpoint(self.folder, settings=self.fixed())
@@ -143,26 +161,51 @@ class Trainer:
         share = self.settings.batch // self.settings.ranks
         first = self.step * self.settings.batch + self.rank * share
         batch = self.packer.batch(first, share)
-        found = losses(self.model, self.heads, batch, eos=self.eos)
+        found = self._losses(batch)
         found.total.backward()
         _average_gradients(self.params, self.settings.ranks)
         nn.utils.clip_grad_norm_(self.params, 1.0)
         rates = (self.settings.matrix_lr, self.settings.other_lr)
         for optimiser, rate in zip(self.optimisers, rates, strict=True):
             for group in optimiser.param_groups:
-                group["lr"] = rate * self.settings.rate(self.step)
+                slow = group.get("tower", False) and self.step >= self.settings.tower_steps
+                share = self.settings.tower_share if slow else 1.0
+                group["lr"] = rate * share * self.settings.rate(self.step)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         self.step += 1
+        self._stepped(batch)
+        return self._progress(batch, found)
+
+    def _stepped(self, batch: PackedBatch) -> None:
+        """What else a run of another kind does after every step."""
+
+    def _losses(self, batch: PackedBatch) -> Losses:
+        if self.step < self.settings.tower_steps:
+            return tower_losses(self.model, self.heads, batch)
+        aligned = self.step < self.settings.tower_steps + self.settings.align_steps
+        weight = ALIGN_WEIGHT if aligned else 0.0
+        return losses(self.model, self.heads, batch, eos=self.eos, align_weight=weight)
+
+    @staticmethod
+    def _progress(batch: PackedBatch, found: Losses) -> "Progress":
         right: dict[str, list[bool]] = {family: [] for family in FAMILIES}
-        for family, is_right in zip(batch.family.tolist(), found.right.tolist(), strict=True):
-            right[FAMILIES[family]].append(is_right)
+        seen = (batch.open_from != NEVER)[batch.answer_at[:, 0]]
+        if len(found.right):
+            for family, is_right in zip(batch.family[seen].tolist(), found.right[seen].tolist(), strict=True):
+                right[FAMILIES[family]].append(is_right)
         kept = {name: getattr(found, name).item() for name in ("answer", "dense", "align")}
         return Progress(losses=kept, right=right)
 
 
 def train(
-    settings: Settings, folder: Path, *, rank: int = 0, every: int = 50, save_every: int = 200
+    settings: Settings,
+    folder: Path,
+    *,
+    rank: int = 0,
+    every: int = 50,
+    save_every: int = 200,
+    make: Callable[[Any, Path, int], Trainer] = Trainer,
 ) -> Trainer:
     """Train to the end, with the curve and checkpoints in ``folder``.
 
@@ -172,12 +215,13 @@ def train(
         rank: This process's number; rank 0 writes.
         every: Steps between points of the curve.
         save_every: Steps between checkpoints.
+        make: Builds the trainer.
 
     Returns:
         The trainer, with the trained model.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(settings, folder, rank)
+    trainer = make(settings, folder, rank)
     if rank == 0:
         trim_curve(folder, trainer.step)
     window: list[Progress] = []
@@ -227,7 +271,7 @@ def _average_gradients(params: list[nn.Parameter], ranks: int) -> None:
         grad.copy_(part.view_as(grad))
 
 
-def _quicken() -> None:
+def quicken() -> None:
     """One thread a rank, and glibc told to keep freed memory: mapping it anew each step costs a fifth."""
     torch.set_num_threads(1)
     if sys.platform == "linux":
@@ -257,7 +301,7 @@ def finish(trainer: Trainer, folder: Path, *, n: int) -> None:
 def _run_rank(
     rank: int, settings: Settings, out: Path, folder: Path, evaluated: int, rendezvous: str
 ) -> None:
-    _quicken()
+    quicken()
     if settings.ranks > 1:
         torch.distributed.init_process_group(
             "gloo", init_method=rendezvous, rank=rank, world_size=settings.ranks

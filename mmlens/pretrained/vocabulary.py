@@ -5,8 +5,8 @@ import re
 from transformers import PreTrainedTokenizerFast
 
 from mmlens.datasets.scenes import ANSWERS, CLASSES
-from mmlens.datasets.scenes.questions import TAIL, TEMPLATES
-from mmlens.datasets.scenes.values import PLURALS
+from mmlens.datasets.scenes.questions import PHRASINGS, TEMPLATES
+from mmlens.datasets.scenes.values import GROUPS, PLURALS
 
 PAD, EOS, UNKNOWN, IMAGE = "<pad>", "</s>", "<unk>", "<image>"
 PROMPT = "USER: <image>\n{question} ASSISTANT:"
@@ -25,10 +25,11 @@ CHAT_TEMPLATE = (
 def words() -> list[str]:
     """Every token in a fixed order: specials, the prompt's own words, question words, answers."""
     found = [PAD, EOS, UNKNOWN, IMAGE, "USER", "ASSISTANT", ":"]
-    texts = [template.format(name="", plural="") for template in TEMPLATES.values()]
-    found += re.findall(r"\w+|[^\w\s]", " ".join([*texts, TAIL]))
+    templates = [*TEMPLATES.values(), *PHRASINGS.values()]
+    texts = [template.format(name="", plural="", group="") for template in templates]
+    found += re.findall(r"\w+|[^\w\s]", " ".join(texts))
     found += [word for answers in ANSWERS.values() for word in answers]
-    found += [*CLASSES, *PLURALS.values()]
+    found += [*CLASSES, *PLURALS.values(), *GROUPS]
     return list(dict.fromkeys(found))
 
 

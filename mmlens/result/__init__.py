@@ -7,7 +7,10 @@ from mmlens.result.base import REMOVAL_SIGN, Result
 from mmlens.result.drawing import image_variables, token_variables
 from mmlens.result.faithfulness import FaithfulnessResult
 from mmlens.result.head_score import HeadScoreResult
+from mmlens.result.map_similarity import MapSimilarityResult
+from mmlens.result.planted_truth import PlantedTruth
 from mmlens.result.provenance import RunInfo
+from mmlens.result.recovery import RecoveryResult
 from mmlens.result.schema import Variable
 
 __all__ = [
@@ -16,6 +19,9 @@ __all__ = [
     "AttributionResult",
     "FaithfulnessResult",
     "HeadScoreResult",
+    "MapSimilarityResult",
+    "PlantedTruth",
+    "RecoveryResult",
     "Result",
     "RunInfo",
     "Variable",

@@ -12,7 +12,7 @@ from mmlens.result.schema import Variable
 @final
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class AccuracyResult(Result):
-    """Accuracy with and without an intervention, for every question family of a data set.
+    """Accuracy with and without interventions, for every question family of a data set.
 
     Dataset attributes: ``dataset`` and ``intervention`` (what the conditions other than ``clean`` do, in
     words).

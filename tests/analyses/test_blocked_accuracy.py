@@ -7,8 +7,8 @@ from scipy.stats import binomtest
 
 from mmlens.analyses import blocked_accuracy
 from mmlens.analyses.blocked_accuracy import wilson_interval
-from mmlens.errors import AnswerError, InputError
-from mmlens.interventions import Block
+from mmlens.errors import AnswerError, ConfigError, InputError, InterventionDidNothing
+from mmlens.interventions import Block, Scale, Zero
 from tests.engine.build import prompt, tiny_model
 
 
@@ -69,3 +69,54 @@ def test_empty_families_and_missing_answers() -> None:
         blocked_accuracy(model, {"a": [prompt(0)], "all": [prompt(0)]}, progress=False)
     with pytest.raises(AnswerError, match="the answer of every sample"):
         blocked_accuracy(model, {"a": [prompt(0, answer=None, foil=None)]}, progress=False)
+
+
+# --- conditions
+
+
+def test_other_conditions_are_measured_on_the_same_prompts() -> None:
+    """What a condition's own runs say is right in it, and the default is one of them."""
+    model = tiny_model()
+    closed = {k: (Block(src="image", dst="text", layers=range(k)),) for k in (1, 2, 3)}
+    asked = [prompt(i, "what is this ?", answer=None, foil=None) for i in range(5)]
+    with torch.no_grad():
+        logits = model.run(model.prepare(asked), list(closed[1])).logits[:, -1]
+    words = model.tokenizer.convert_ids_to_tokens(logits.argmax(-1).tolist())
+    members = [prompt(i, "what is this ?", answer=word, foil=None) for i, word in enumerate(words)]
+    conditions = {f"from {k}": one for k, one in closed.items()}
+    conditions |= {"no image": (Zero(at="resid_pre", pos="image", layers=0), Scale(at="z", factor=0.5))}
+    result = blocked_accuracy(model, {"x": members}, conditions=conditions, batch_size=2, progress=False)
+    assert result.data["condition"].values.tolist() == ["clean", "from 1", "from 2", "from 3", "no image"]
+    shares = result.data["accuracy"].sel(family="x")
+    assert float(shares.sel(condition="from 1")) == 1.0
+    assert float(shares.sel(condition="clean")) < 1.0
+    default = blocked_accuracy(model, {"x": members}, progress=False).data["accuracy"].sel(family="x")
+    assert float(default.sel(condition="blocked")) == float(shares.sel(condition="from 3"))
+    assert float(default.sel(condition="clean")) == float(shares.sel(condition="clean"))
+
+
+def test_conditions_are_on_record() -> None:
+    model, families = tiny_model(), {"x": [prompt(0, foil=None)]}
+    conditions = {"low": [Block(src="image", layers=[0])]}
+    plain = blocked_accuracy(model, families, conditions=conditions, progress=False)
+    assert plain.data.attrs["intervention"].startswith("low: Block(src='image', dst='text', layers=[0]")
+    assert plain.info.settings["conditions"] == {"low": [plain.data.attrs["intervention"][5:]]}
+    words = blocked_accuracy(model, families, conditions=conditions, intervention="words", progress=False)
+    assert words.data.attrs["intervention"] == "words"
+    default = blocked_accuracy(model, families, progress=False)
+    assert default.data.attrs["intervention"] == "no text token reads any image token, in any layer or head"
+    assert list(default.info.settings["conditions"]) == ["blocked"]
+
+
+def test_conditions_that_cannot_be_measured() -> None:
+    model, families = tiny_model(), {"x": [prompt(0, foil=None)]}
+    block = [Block(src="image")]
+    with pytest.raises(ConfigError, match="at least one intervention; empty: b"):
+        blocked_accuracy(model, families, conditions={"a": block, "b": []}, progress=False)
+    with pytest.raises(ConfigError, match="empty: all of them"):
+        blocked_accuracy(model, families, conditions={}, progress=False)
+    with pytest.raises(ConfigError, match="cannot be called 'clean'"):
+        blocked_accuracy(model, families, conditions={"clean": block}, progress=False)
+    with pytest.raises(InterventionDidNothing):
+        same = {"same": [Scale(at="z", factor=1.0)]}
+        blocked_accuracy(model, families, conditions=same, progress=False)

@@ -30,3 +30,13 @@ def test_one_model_is_named_by_condition_only_and_intervals_may_be_absent() -> N
     assert [trace.name for trace in figure.data[:2]] == ["clean", "blocked"]
     assert figure.data[0].error_y.array is None
     assert list(figure.layout.xaxis.ticktext) == ["object", "colour", "count"]
+
+
+def test_the_conditions_of_a_survey_look_different() -> None:
+    """Seven conditions, as of a model of six layers."""
+    result = accuracy()
+    names = ["clean", "blocked", *(f"from {k}" for k in range(1, 6))]
+    wide = result.data.isel(condition=[0, 1, 1, 1, 1, 1, 1]).assign_coords(condition=names)
+    bars = accuracy_bars(AccuracyResult(data=wide, info=result.info)).data[:-1]
+    assert [bar.name for bar in bars] == names
+    assert len({bar.marker.pattern.shape for bar in bars}) == 7

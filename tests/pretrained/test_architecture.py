@@ -9,7 +9,7 @@ from mmlens.pretrained.architecture import build_model, build_processor, save_fo
 from mmlens.pretrained.train import sample_patches
 from mmlens.pretrained.vocabulary import PROMPT
 
-QUESTION = "What is the main object? Answer with a single word."
+QUESTION = "Which object has the colour of the digit?"
 
 
 @pytest.fixture(scope="module")

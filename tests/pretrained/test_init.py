@@ -5,16 +5,24 @@ import pytest
 from mmlens import pretrained
 from mmlens.errors import CheckpointError, ConfigError
 
+NAMED = {"scenes", "scenes-random"}
+PLANTED = {"planted-layer", "planted-spread", "planted-redundant", "planted-relay", "planted-decoys"}
 
-def test_scenes_is_there_and_small():
-    assert "scenes" in pretrained.names()
-    folder = pretrained.path("scenes")
-    assert sum(file.stat().st_size for file in folder.iterdir()) <= 3_000_000
+
+def megabytes(folder):
+    return sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+
+
+def test_every_embedded_model_is_there_and_small():
+    assert set(pretrained.names()) == NAMED | PLANTED
+    sizes = {name: megabytes(pretrained.path(name)) for name in pretrained.names()}
+    assert max(sizes.values()) <= 3.0
+    assert sum(sizes.values()) <= 22.0, "the whole package must stay under 25 MB"
 
 
 @pytest.mark.parametrize("name", ["scene", "", "../weights", "."])
 def test_an_unknown_name_lists_those_there_are(name):
-    with pytest.raises(ConfigError, match=r"there are: .*scenes"):
+    with pytest.raises(ConfigError, match=r"there are: planted-decoys.*scenes-random"):
         pretrained.path(name)
 
 

@@ -1,6 +1,11 @@
+from itertools import product
+
 import pytest
 
-from mmlens.datasets.scenes import ANSWERS, FAMILIES, questions, scene
+from mmlens import pretrained
+from mmlens.datasets.scenes import ANSWERS, CLASSES, FAMILIES, GROUPS, PHRASINGS, questions, scene
+from mmlens.datasets.scenes.questions import TEMPLATES
+from mmlens.datasets.scenes.values import PLURALS
 from mmlens.pretrained.vocabulary import PROMPT, build_tokenizer, words
 
 
@@ -19,6 +24,22 @@ def test_every_question_and_answer_is_known_and_survives_the_round_trip(tokenize
             assert tokenizer.decode(ids).replace(" ", "") == text.replace(" ", "").replace("\n", "")
             seen.add(question.family)
     assert seen == set(FAMILIES)
+
+
+@pytest.mark.parametrize("template", [*TEMPLATES.values(), *PHRASINGS.values()])
+def test_no_question_of_any_class_or_group_has_an_unknown_word(tokenizer, template):
+    for name, group in product(CLASSES, GROUPS):
+        text = template.format(name=name, plural=PLURALS[name], group=group)
+        ids = tokenizer(text).input_ids
+        assert tokenizer.unk_token_id not in ids
+        assert len(ids) == len(text.split()) + 1, "one token a word, and the question mark"
+
+
+def test_the_shipped_tokenizer_is_the_one_that_is_built():
+    from transformers import AutoTokenizer
+
+    shipped = AutoTokenizer.from_pretrained(pretrained.path("scenes"))
+    assert shipped.get_vocab() == {word: i for i, word in enumerate(words())}
 
 
 @pytest.mark.parametrize("answer", sorted({word for known in ANSWERS.values() for word in known}))

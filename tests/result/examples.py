@@ -8,6 +8,9 @@ from mmlens.result import (
     AttributionResult,
     FaithfulnessResult,
     HeadScoreResult,
+    MapSimilarityResult,
+    PlantedTruth,
+    RecoveryResult,
     RunInfo,
     image_variables,
     token_variables,
@@ -212,3 +215,93 @@ def accuracy(*, random: bool = False) -> AccuracyResult:
         attrs={"dataset": "scenes, test split", "intervention": "text may not read the image, all layers"},
     )
     return AccuracyResult(data=data, info=run_info("random weights" if random else "scenes"))
+
+
+def planted_truth(n: int = 5) -> PlantedTruth:
+    """Two carriers, a relay and a decoy; ``colour`` needs both carriers, either is enough for ``count``."""
+    rng = np.random.default_rng(11)
+    subset = np.arange(8)
+    first, second, _decoy = (subset >> player & 1 for player in range(3))
+    games = np.stack([2.0 * first, 3.0 * first * second, 1.5 * (first | second)])  # [family, subset]
+    spread = rng.uniform(0.8, 1.2, (3, n, 1)) * games[:, None] + rng.normal(0, 0.2, (3, n, 1))
+    full = np.array([0.95, 0.9, 0.85])
+    chance = np.array([0.14, 0.23, 0.34])
+    accuracy = chance[:, None] + (full - chance)[:, None] * games / games.max(axis=1, keepdims=True)
+    return PlantedTruth.from_arrays(
+        value=np.stack([spread, 0.9 * spread]),
+        accuracy=np.stack([accuracy, accuracy]),
+        full_accuracy=full,
+        planted_only_accuracy=full,
+        unplanted_only_accuracy=chance,
+        chance=chance,
+        heads=[(3, 1, "carrier"), (4, 0, "relay"), (2, 2, "carrier"), (1, 3, "decoy")],
+        baselines=["mean_image_tokens", "knockout"],
+        families=["object", "colour", "count"],
+        n_layers=N_LAYERS,
+        n_heads=N_HEADS,
+        info=run_info("planted"),
+    )
+
+
+def recovery_result() -> RecoveryResult:
+    """Three methods: one with samples and the exact values' unit, one with samples, one map of neither."""
+    used = np.zeros((N_LAYERS, N_HEADS), int)
+    used[3, 1] = used[2, 2] = 1
+    shares = {
+        "auroc": [1.0, 0.9, 0.5],
+        "average_precision": [1.0, 0.6, 2 / 24],
+        "recovered_at_k": [1.0, 0.5, 2 / 24],
+        "correlation": [0.98, 0.4, np.nan],
+        "rank_correlation": [0.7, 0.3, np.nan],
+        "error": [0.1, np.nan, np.nan],
+    }
+    variables = {name: ("method", np.array(values)) for name, values in shares.items()}
+    for name, values in shares.items():
+        ends = np.stack([np.array(values) - 0.05, np.minimum(np.array(values) + 0.02, 1)], -1)
+        variables[f"{name}_interval"] = (("method", "bound"), np.where([[1], [1], [0]], ends, np.nan))
+    data = xr.Dataset(
+        variables
+        | {
+            "exact_recovery": ("method", np.array([1, 0, 0])),
+            "comparable": ("method", np.array([1, 0, 0])),
+            "n_samples": ("method", np.array([8, 8, 1])),
+            "exact_value": (("layer", "head"), 1.5 * used),
+            "in_use": (("layer", "head"), used),
+        },
+        coords={"method": METHODS},
+        attrs={
+            "family": "colour",
+            "baseline": "mean_image_tokens",
+            "index": "shapley",
+            "metric": "logit",
+            "unit": "logit",
+        },
+    )
+    return RecoveryResult(data=data, info=run_info("planted"))
+
+
+def map_similarity(cosine: np.ndarray | None = None) -> MapSimilarityResult:
+    """Three groups; colour and count are the least apart. Or groups with other cosines, for what must fail."""
+    if cosine is None:
+        cosine = np.array([[0.9, 0.3, 0.2], [0.3, 0.8, 0.5], [0.2, 0.5, 0.7]])
+    names = np.array(["object", "colour", "count", "box"][: len(cosine)], dtype=object)
+    first, second = np.triu_indices(len(cosine), k=1)
+    gap = (cosine[first, first] + cosine[second, second]) / 2 - cosine[first, second]
+    data = xr.Dataset(
+        {
+            "cosine": (("group", "group_other"), cosine),
+            "cosine_interval": (
+                ("group", "group_other", "bound"),
+                np.stack([cosine - 0.1, np.minimum(cosine + 0.05, 1)], -1),
+            ),
+            "n": ("group", np.full(len(cosine), 24)),
+            "first": ("pair", names[first]),
+            "second": ("pair", names[second]),
+            "gap": ("pair", gap),
+            "gap_interval": (("pair", "bound"), np.stack([gap - 0.1, gap + 0.1], -1)),
+            "p_value": ("pair", np.full(len(gap), 0.001)),
+        },
+        coords={"group": names, "group_other": names},
+        attrs={"score": "head attribution of the logit"},
+    )
+    return MapSimilarityResult(data=data, info=run_info())

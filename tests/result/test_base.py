@@ -11,7 +11,17 @@ import pytest
 
 from mmlens.errors import ResultError
 from mmlens.result import HeadScoreResult, Result
-from tests.result.examples import accuracy, attribution, faithfulness, head_score
+from tests.result.examples import (
+    accuracy,
+    attribution,
+    faithfulness,
+    head_score,
+    map_similarity,
+    planted_truth,
+    recovery_result,
+)
+
+EVERY_KIND = [attribution, head_score, faithfulness, accuracy, planted_truth, recovery_result, map_similarity]
 
 
 def test_the_base_class_cannot_be_made() -> None:
@@ -75,7 +85,7 @@ def test_tables_of_curves_do_not_repeat_the_interval_of_the_mean() -> None:
     assert isinstance(table, pd.DataFrame) and len(table) == 3 * 3 * 11
 
 
-@pytest.mark.parametrize("make", [attribution, head_score, faithfulness, accuracy])
+@pytest.mark.parametrize("make", EVERY_KIND)
 def test_text_forms_are_short(make) -> None:
     result = make()
     assert len(repr(result)) < 250 and "\n" not in repr(result)
@@ -88,7 +98,7 @@ def test_the_html_form_escapes_what_others_wrote() -> None:
     assert "<script>" not in page and "&lt;script&gt;" in page
 
 
-@pytest.mark.parametrize("make", [attribution, head_score, faithfulness, accuracy])
+@pytest.mark.parametrize("make", EVERY_KIND)
 def test_every_result_draws_itself(make) -> None:
     assert isinstance(make().plot(), go.Figure)
 

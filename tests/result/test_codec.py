@@ -12,9 +12,26 @@ from mmlens.errors import ResultError
 from mmlens.result import AttributionResult, HeadScoreResult, Result
 from mmlens.result.archive import read_bytes, seal, unseal
 from mmlens.result.codec import VERSION, decode, encode
-from tests.result.examples import accuracy, attribution, faithfulness, head_score, run_info
+from tests.result.examples import (
+    accuracy,
+    attribution,
+    faithfulness,
+    head_score,
+    map_similarity,
+    planted_truth,
+    recovery_result,
+    run_info,
+)
 
-RESULTS = {"attribution": attribution, "score": head_score, "curves": faithfulness, "accuracy": accuracy}
+RESULTS = {
+    "attribution": attribution,
+    "score": head_score,
+    "curves": faithfulness,
+    "accuracy": accuracy,
+    "planted truth": planted_truth,
+    "recovery": recovery_result,
+    "map similarity": map_similarity,
+}
 NASTY = ["", "a\0", " \n\t", "e\u0301 é 漢 🦊", "</script><b>", "x" * 500]
 
 

@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from mmlens.datasets.scenes.glyphs import glyph
 from mmlens.datasets.scenes.values import LINE, PALETTE, SIZE, Rectangle, SceneObject
 
 BOX_COLOUR = (0, 255, 255)
@@ -18,25 +17,34 @@ Canvas = Float[np.ndarray, "height width channel"]
 
 
 def draw(
-    objects: Sequence[SceneObject], *, background: str, box: Rectangle | None, rng: random.Random
+    objects: Sequence[SceneObject],
+    *,
+    background: str,
+    box: Rectangle | None,
+    key: str,
+    palette: str = "plain",
 ) -> Image.Image:
     """Draw one scene.
+
+    Background, noise and every object have their own random stream, so that two scenes of one key differ in
+    the pixels of what was changed and nowhere else.
 
     Args:
         objects: What to draw; their frames must not overlap.
         background: One of BACKGROUNDS.
         box: Outline to draw, following the inner edge of this rectangle, or None.
-        rng: Decides shades, stripe widths and noise.
+        key: Decides shades, stripe widths and noise.
+        palette: One of PALETTES.
 
     Returns:
         An 80×80 RGB image.
     """
-    canvas = _background(background, rng)
+    canvas = _background(background, random.Random(f"{key}/background"))
     for item in objects:
-        _paint(canvas, item, rng)
+        _paint(canvas, item, palette, random.Random(f"{key}/object/{item.frame}"))
     if box is not None:
         _outline(canvas, box)
-    noise = np.random.Generator(np.random.PCG64(rng.getrandbits(64)))
+    noise = np.random.Generator(np.random.PCG64(random.Random(f"{key}/noise").getrandbits(64)))
     canvas += noise.integers(-NOISE, NOISE, canvas.shape, dtype=np.int8, endpoint=True)
     pixels: UInt8[np.ndarray, "height width channel"] = canvas.clip(0, 255).astype(np.uint8)
     return Image.fromarray(pixels)
@@ -58,9 +66,15 @@ def _background(style: str, rng: random.Random) -> Canvas:
     return shade + strength * np.broadcast_to(wave, (SIZE, SIZE))[..., None].astype(np.float32)
 
 
-def _paint(canvas: Canvas, item: SceneObject, rng: random.Random) -> None:
-    colour = np.array([c + rng.uniform(-10, 10) for c in PALETTE[item.colour]], np.float32)
-    shape = glyph(item.name, item.size)
+def shade(colour: str, palette: str) -> Float[np.ndarray, " channel"]:
+    """The RGB value of a colour in a palette, before its random shade."""
+    plain = np.array(PALETTE[colour], np.float32)
+    return {"plain": plain, "muted": 0.8 * plain + 25.6, "deep": 0.82 * plain}[palette]
+
+
+def _paint(canvas: Canvas, item: SceneObject, palette: str, rng: random.Random) -> None:
+    colour = shade(item.colour, palette) + np.array([rng.uniform(-10, 10) for _ in range(3)], np.float32)
+    shape = item.shape
     window = canvas[item.top : item.top + item.size, item.left : item.left + item.size]
     window[shape] = colour
     if item.texture == "plain":

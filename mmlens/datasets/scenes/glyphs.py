@@ -1,4 +1,4 @@
-"""The eight shapes as exact pixel masks, drawn by formula so that no graphics library can move a pixel."""
+"""The eight drawn shapes as exact pixel masks, drawn by formula so that no graphics library can move a pixel."""
 
 from functools import cache
 
@@ -11,7 +11,7 @@ def glyph(name: str, size: int) -> Bool[np.ndarray, "size size"]:
     """The pixels of one shape in a square of ``size`` pixels; read-only and shared.
 
     Args:
-        name: One of the scene classes.
+        name: One of the scene classes but the digit.
         size: Side of the square, in pixels.
 
     Returns:
