@@ -11,8 +11,8 @@ Losses 3 and 4 put labels into image tokens by construction. For some images the
 in the first layers (``PackedBatch.open_from``), so that reading spreads over layers, by construction too.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -149,14 +149,20 @@ def tower_losses(model: LlavaForConditionalGeneration, heads: AuxiliaryHeads, ba
     return Losses(total=dense, answer=none, dense=dense, align=none, right=right)
 
 
-@contextmanager
-def early_layers_closed(layers: Iterable[nn.Module], batch: PackedBatch) -> Iterator[None]:
+def early_layers_closed(layers: Iterable[nn.Module], batch: PackedBatch) -> AbstractContextManager[None]:
     """Inside, every decoder layer gets the mask of its own depth."""
-    handles = []
-    for depth, layer in enumerate(layers):
-        if (batch.open_from > depth).any():
-            mask = batch.attention_mask(depth)
-            handles.append(layer.register_forward_pre_hook(_with_mask(mask), with_kwargs=True))
+    pairs = enumerate(layers)
+    return masks_replaced(
+        (layer, batch.attention_mask(depth)) for depth, layer in pairs if (batch.open_from > depth).any()
+    )
+
+
+@contextmanager
+def masks_replaced(
+    pairs: Iterable[tuple[nn.Module, Float[Tensor, "batch _ query key"]]],
+) -> Iterator[None]:
+    """Inside, each of these decoder layers gets this additive attention mask in place of the model's."""
+    handles = [layer.register_forward_pre_hook(_with_mask(mask), with_kwargs=True) for layer, mask in pairs]
     try:
         yield
     finally:
@@ -164,7 +170,7 @@ def early_layers_closed(layers: Iterable[nn.Module], batch: PackedBatch) -> Iter
             handle.remove()
 
 
-def _with_mask(mask: Float[Tensor, "batch 1 query key"]):
+def _with_mask(mask: Float[Tensor, "batch _ query key"]) -> Callable:
     return lambda module, args, kwargs: (args, {**kwargs, "attention_mask": mask})
 
 

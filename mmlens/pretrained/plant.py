@@ -10,8 +10,8 @@ A killed run goes on from its last checkpoint, with the same data, like any trai
 
 import argparse
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from mmlens.pretrained import names, path
 from mmlens.pretrained.architecture import save_folder
 from mmlens.pretrained.batches import NEVER, PackedBatch
 from mmlens.pretrained.gates import apply_gates, gate_strength
-from mmlens.pretrained.objective import Losses, image_columns, losses
+from mmlens.pretrained.objective import Losses, image_columns, losses, masks_replaced
 from mmlens.pretrained.plantings import PLANTINGS, Planting, planting
 from mmlens.pretrained.train import Settings, Trainer, quicken, train
 
@@ -60,6 +60,12 @@ class Planter(Trainer):
         self.base = path(settings.base) if settings.base in names() else Path(settings.base)
         super().__init__(settings, folder, rank)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Layers and heads of the decoder."""
+        text = self.model.config.get_text_config()
+        return text.num_hidden_layers, text.num_attention_heads
+
     def _start(self) -> None:
         loaded = AutoModelForImageTextToText.from_pretrained(
             self.base, dtype=torch.float32, local_files_only=True
@@ -70,7 +76,7 @@ class Planter(Trainer):
         self.constrain(self.packer.batch(0, 8))
 
     def _losses(self, batch: PackedBatch) -> Losses:
-        closed = closed_heads(self.planting, batch, layers=self.settings.layers, seed=self.seed)
+        closed = closed_heads(self.planting, batch, shape=self.shape, seed=self.seed)
         with image_closed(self.model.model.language_model.layers, batch, closed):
             return losses(self.model, None, batch, eos=self.eos)
 
@@ -83,8 +89,7 @@ class Planter(Trainer):
     @torch.no_grad()
     def constrain(self, batch: PackedBatch) -> None:
         """Gate the weights with the strength that this batch's activations call for."""
-        n_layers = self.settings.layers
-        apply_gates(self.model, self.tokenizer, self.planting, torch.ones(n_layers))
+        apply_gates(self.model, self.tokenizer, self.planting, torch.ones(self.shape[0]))
         with residuals_kept(self.model) as kept:
             losses(self.model, None, batch, eos=self.eos)
         self.strength = gate_strength(self.model, [rows.flatten(0, -2) for rows in kept])
@@ -92,10 +97,17 @@ class Planter(Trainer):
 
 
 def closed_heads(
-    chosen: Planting, batch: PackedBatch, *, layers: int, seed: int
+    chosen: Planting, batch: PackedBatch, *, shape: tuple[int, int], seed: int
 ) -> Bool[Tensor, "batch layer head"]:
-    """Which heads may not read which image: all where it is never open, and carriers drawn by lot."""
-    closed = (batch.open_from == NEVER)[:, None, None].repeat(1, layers, 8)
+    """Which heads may not read which image: all where it is never open, and carriers drawn by lot.
+
+    Args:
+        chosen: the planting.
+        batch: packed questions.
+        shape: layers and heads of the decoder.
+        seed: of the lots.
+    """
+    closed = (batch.open_from == NEVER)[:, None, None].repeat(1, *shape)
     if not chosen.redundant:
         return closed
     carriers = chosen.of("carrier")
@@ -108,28 +120,17 @@ def closed_heads(
     return closed
 
 
-@contextmanager
 def image_closed(
     layers: nn.ModuleList, batch: PackedBatch, closed: Bool[Tensor, "batch layer head"]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Inside, questions cannot read the image through the closed heads."""
-    question = (batch.segment > 0)[:, None, :, None]
-    edges = question & image_columns(batch)
-    handles = []
-    for depth, layer in enumerate(layers):
-        heads = closed[:, depth, :, None, None]
-        if heads.any():
-            mask = batch.attention_mask().masked_fill(heads & edges, torch.finfo(torch.float32).min)
-            handles.append(layer.register_forward_pre_hook(_replacing(mask), with_kwargs=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _replacing(mask: Float[Tensor, "batch head query key"]) -> Callable:
-    return lambda module, args, kwargs: (args, {**kwargs, "attention_mask": mask})
+    edges = (batch.segment > 0)[:, None, :, None] & image_columns(batch)
+    lowest = torch.finfo(torch.float32).min
+    return masks_replaced(
+        (layer, batch.attention_mask().masked_fill(closed[:, depth, :, None, None] & edges, lowest))
+        for depth, layer in enumerate(layers)
+        if closed[:, depth].any()
+    )
 
 
 @contextmanager

@@ -59,6 +59,7 @@ class Settings:
     tower_share: float = 0.3
     """Factor on the learning rate of the tower's matrices after its own part."""
     weight_decay: float = 0.1
+    """Of the matrices, relative to their learning rate."""
     other_lr: float = 2e-3
     warmup: int = 50
     """Steps of rising learning rate, at the beginning of both parts."""

@@ -62,7 +62,7 @@ def test_a_planting_of_another_name_cannot_go_on_in_the_same_folder(toy, tmp_pat
 
 
 def test_a_redundant_planting_closes_carriers_but_never_all_where_the_image_is_open():
-    row, options = PLANTINGS["redundant"], {"layers": 6, "seed": 1}
+    row, options = PLANTINGS["redundant"], {"shape": (6, 8), "seed": 1}
     never = torch.zeros(200, dtype=torch.long)
     never[:20] = NEVER
     batch = replace(Packer(build_tokenizer(), seed=0).batch(0, 200), open_from=never)
