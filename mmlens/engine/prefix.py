@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mmlens.config import ModelConfig
 from mmlens.engine.shared_prefix import LayerPrefix, Replacement
+from mmlens.engine.sight import Sight, sight
 from mmlens.errors import EngineNotExact
 from mmlens.inputs import Inputs
 from mmlens.interventions import ImageKV
@@ -68,7 +69,7 @@ def suffix_start(model: HookedVLM, inputs: Inputs) -> int:
         EngineNotExact: several samples, padding inside, no image, no text after it, hooks on the model, or attention
             that is not the same before the suffix for all masks.
     """
-    check_attention(model.cfg, inputs.n_pos)
+    check_attention(model.cfg)
     if inputs.batch_size != 1:
         raise EngineNotExact(
             f"the prefix engine runs one sample at a time, not {inputs.batch_size}: inputs.select([i])."
@@ -86,24 +87,18 @@ def suffix_start(model: HookedVLM, inputs: Inputs) -> int:
     return start
 
 
-def check_attention(cfg: ModelConfig, n_pos: int) -> None:
-    """The engine needs plain causal attention from the suffix back to every earlier token.
+def check_attention(cfg: ModelConfig) -> None:
+    """The engine needs causal attention from the suffix back to earlier tokens, through windows or not.
 
     Tokens of one image may read each other (Gemma 3): they all lie before the suffix.
 
     Raises:
-        EngineNotExact: the prompt reads itself in both directions, or a window hides a part of it.
+        EngineNotExact: the prompt reads itself in both directions.
     """
     if cfg.image_attention == "prefix":
         raise EngineNotExact(
             f"{cfg.architecture} reads its whole prompt in both directions (prefix-LM), so a head mask changes what "
             "stands before the suffix too: use engine='plain'."
-        )
-    short = [window for window in cfg.windows if window is not None and window < n_pos]
-    if short:
-        raise EngineNotExact(
-            f"{len(short)} layers read only the last {min(short)} tokens (sliding window), and the prompt has "
-            f"{n_pos}: use engine='plain', or a shorter prompt."
         )
 
 
@@ -154,9 +149,15 @@ def prefix_state(model: HookedVLM, inputs: Inputs) -> PrefixState:
             inputs, fwd_hooks=_recorders(model.cfg.n_layers, start, kept), logits_pos="final"
         )
     is_image = inputs.image_mask[0, :start]
+    sights = {window: sight(window, start, is_image.cpu(), inputs.n_pos) for window in set(model.cfg.windows)}
     layers = tuple(
-        _split(kept[f"blocks.{layer}.attn.hook_rot_k"], kept[f"blocks.{layer}.attn.hook_v"], is_image)
-        for layer in range(model.cfg.n_layers)
+        _split(
+            kept[f"blocks.{layer}.attn.hook_rot_k"],
+            kept[f"blocks.{layer}.attn.hook_v"],
+            is_image,
+            sights[window],
+        )
+        for layer, window in enumerate(model.cfg.windows)
     )
     before = [kept[f"blocks.{layer}.hook_resid_pre"] for layer in range(model.cfg.n_layers)]
     residual = torch.cat([one.to(model.device) for one in before])  # layers may lie on several devices
@@ -210,9 +211,14 @@ def _split(
     k: Float[Tensor, "1 prefix kv_head d_head"],
     v: Float[Tensor, "1 prefix kv_head d_head"],
     is_image: Bool[Tensor, " prefix"],
+    seen: Sight | None,
 ) -> LayerPrefix:
     k, v = (rearrange(x, "1 pos kv d -> kv pos d") for x in (k, v))
     is_image = is_image.to(k.device)
     return LayerPrefix(
-        k_system=k[:, ~is_image], v_system=v[:, ~is_image], k_image=k[:, is_image], v_image=v[:, is_image]
+        k_system=k[:, ~is_image],
+        v_system=v[:, ~is_image],
+        k_image=k[:, is_image],
+        v_image=v[:, is_image],
+        sight=None if seen is None else seen.to(k.device),
     )

@@ -11,6 +11,10 @@ call. Then:
    reads: -inf (knockout), or log(n_image) + q.k scale and v for one replacement key and value (k, v);
 4. merge: out = own + sigmoid(lse_image - lse_own) (image - own), in at least float32.
 
+A sliding window closes the same edges under every mask: then the queries are folded per mask only, each mask reading
+the one copy of the image's keys through one additive mask of the suffix against them, and n_image in step 3 is the
+number of image tokens that the query sees.
+
 No tensor here has both a mask axis and a prefix-key axis, apart from the few system tokens.
 
 Source: Hydragen (Juravsky et al. 2024, arXiv 2402.05099) for the shared prefix and its merge; the gate is
@@ -25,8 +29,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-_MAX_SCORES = 2**24
-"""Scores held at once by the explicit kernel (64 MB in float32)."""
+from mmlens.engine.kernels import attend
+from mmlens.engine.sight import Sight
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,12 +42,14 @@ class LayerPrefix:
         v_system: their values.
         k_image: keys of the image tokens.
         v_image: their values.
+        sight: what each position of the suffix sees through the layer's window; None if that hides nothing.
     """
 
     k_system: Float[Tensor, "kv_head system d_head"]
     v_system: Float[Tensor, "kv_head system d_head"]
     k_image: Float[Tensor, "kv_head image d_head"]
     v_image: Float[Tensor, "kv_head image d_head"]
+    sight: Sight | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,9 +93,7 @@ def shared_prefix_attention(
     if replacement is None:
         lse_image = torch.where(gate, lse_image, -torch.inf)
     else:
-        lse_image = torch.where(
-            gate, lse_image, _replaced_lse(q, replacement, prefix.k_image.shape[1], scale, softcap)
-        )
+        lse_image = torch.where(gate, lse_image, _replaced_lse(q, replacement, prefix, scale, softcap))
         group = q.shape[2] // replacement.v.shape[0]
         image = torch.where(
             gate[..., None], image, replacement.v.repeat_interleave(group, dim=0).to(image.dtype)
@@ -110,7 +114,10 @@ def _own_segment(
         for shared, own in ((prefix.k_system, k), (prefix.v_system, v))
     )
     q = rearrange(q, "row pos (kv group) d -> row kv (pos group) d", kv=n_kv)
-    bias = _causal_bias(n_query, n_suffix, prefix.k_system.shape[1], group, q) if n_query > 1 else None
+    if prefix.sight is not None:
+        bias = prefix.sight.own_bias(n_query, group, q)
+    else:
+        bias = _causal_bias(n_query, n_suffix, prefix.k_system.shape[1], group, q) if n_query > 1 else None
     out, lse = attend(q, k, v, scale, bias, softcap)
     return (
         rearrange(out, "row kv (pos group) d -> row pos (kv group) d", group=group),
@@ -121,6 +128,8 @@ def _own_segment(
 def _image_segment(
     q: Tensor, prefix: LayerPrefix, scale: float, softcap: float | None
 ) -> tuple[Float[Tensor, "row query head d_head"], Float[Tensor, "row query head"]]:
+    if prefix.sight is not None and not prefix.sight.whole_image:
+        return _windowed_image_segment(q, prefix, prefix.sight, scale, softcap)
     rows, n_kv = q.shape[0], prefix.k_image.shape[0]
     folded = rearrange(q, "row pos (kv group) d -> 1 kv (row pos group) d", kv=n_kv)
     out, lse = attend(folded, prefix.k_image[None], prefix.v_image[None], scale, None, softcap)
@@ -131,10 +140,24 @@ def _image_segment(
     )
 
 
+def _windowed_image_segment(
+    q: Tensor, prefix: LayerPrefix, sight: Sight, scale: float, softcap: float | None
+) -> tuple[Float[Tensor, "row query head d_head"], Float[Tensor, "row query head"]]:
+    rows, n_query, n_kv = q.shape[0], q.shape[1], prefix.k_image.shape[0]
+    group = q.shape[2] // n_kv
+    k, v = (x.expand(rows, -1, -1, -1) for x in (prefix.k_image, prefix.v_image))  # no copies
+    q = rearrange(q, "row pos (kv group) d -> row kv (pos group) d", kv=n_kv)
+    out, lse = attend(q, k, v, scale, sight.image_bias(n_query, group, q), softcap)
+    return (
+        rearrange(out, "row kv (pos group) d -> row pos (kv group) d", group=group),
+        rearrange(lse, "row kv (pos group) -> row pos (kv group)", group=group),
+    )
+
+
 def _replaced_lse(
     q: Float[Tensor, "row query head d_head"],
     replacement: Replacement,
-    n_image: int,
+    prefix: LayerPrefix,
     scale: float,
     softcap: float | None,
 ) -> Float[Tensor, "row query head"]:
@@ -142,7 +165,11 @@ def _replaced_lse(
     grouped = rearrange(q, "row pos (kv group) d -> row pos kv group d", kv=n_kv)
     score = (grouped * replacement.k.to(q.dtype)[:, None]).sum(-1) * scale  # [row, pos, kv, group]
     score = score if softcap is None else torch.tanh(score / softcap) * softcap
-    return rearrange(score, "row pos kv group -> row pos (kv group)") + math.log(n_image)
+    score = rearrange(score, "row pos kv group -> row pos (kv group)")
+    score = score.to(torch.promote_types(score.dtype, torch.float32))
+    if prefix.sight is None:
+        return score + math.log(prefix.k_image.shape[1])
+    return score + prefix.sight.n_seen(q.shape[1]).to(score.dtype).log()  # -inf where a query sees none
 
 
 def _causal_bias(
@@ -153,49 +180,3 @@ def _causal_bias(
     bias = torch.zeros(n_query * group, n_system + n_suffix, dtype=like.dtype, device=like.device)
     bias[:, n_system:].masked_fill_(later, -torch.inf)  # every query still reads itself, so no row is closed
     return bias
-
-
-def attend(
-    q: Float[Tensor, "row kv_head query d_head"],
-    k: Float[Tensor, "row kv_head key d_head"],
-    v: Float[Tensor, "row kv_head key d_head"],
-    scale: float,
-    bias: Float[Tensor, "query key"] | None = None,
-    softcap: float | None = None,
-) -> tuple[Float[Tensor, "row kv_head query d_head"], Float[Tensor, "row kv_head query"]]:
-    """Attention output and log-sum-exp of the scores (natural logarithm, in at least float32).
-
-    A fused kernel where there is one that returns the log-sum-exp (CPU), the explicit form elsewhere and for capped
-    scores.
-    """
-    if (
-        q.device.type == "cpu" and softcap is None and k.shape[2] > 0 and q.shape[2] > 0
-    ):  # the fused kernel divides by both lengths
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, attn_mask=bias, scale=scale
-        )
-        return out, lse
-    return attend_explicitly(q, k, v, scale, bias, softcap)
-
-
-def attend_explicitly(
-    q: Float[Tensor, "row kv_head query d_head"],
-    k: Float[Tensor, "row kv_head key d_head"],
-    v: Float[Tensor, "row kv_head key d_head"],
-    scale: float,
-    bias: Float[Tensor, "query key"] | None = None,
-    softcap: float | None = None,
-) -> tuple[Float[Tensor, "row kv_head query d_head"], Float[Tensor, "row kv_head query"]]:
-    """As ``attend``, by matrix products over chunks of queries, so that scores stay small in memory."""
-    step = max(1, _MAX_SCORES // max(1, q.shape[0] * q.shape[1] * k.shape[2]))
-    outs, lses = [], []
-    for start in range(0, max(1, q.shape[2]), step):
-        scores = torch.matmul(q[:, :, start : start + step], k.mT).to(
-            torch.promote_types(q.dtype, torch.float32)
-        )
-        scores = scores * scale
-        scores = scores if softcap is None else torch.tanh(scores / softcap) * softcap
-        scores = scores if bias is None else scores + bias[start : start + step]
-        lses.append(scores.logsumexp(dim=-1))
-        outs.append(torch.matmul((scores - lses[-1][..., None]).exp().to(v.dtype), v))
-    return torch.cat(outs, dim=2), torch.cat(lses, dim=2)

@@ -14,16 +14,8 @@ from mmlens.model import HookedVLM
 from tests.engine.build import random_masks, with_answers
 from tests.zoo import VARIANTS
 
-REFUSED = {
-    "llava-mistral": "sliding window",
-    "llava-phi3": "sliding window",
-    "vip-llava-phi3": "sliding window",
-    "gemma3": "sliding window",
-    "aya-vision": "sliding window",
-    "paligemma": "prefix-LM",
-    "paligemma2": "prefix-LM",
-}
-"""Variant → what its refusal names. Their windows are shorter than the prompts below."""
+REFUSED = {"paligemma": "prefix-LM", "paligemma2": "prefix-LM"}
+"""Variant → what its refusal names."""
 FAMILIES = [name for name, v in VARIANTS.items() if not (v.reference_only or v.text_only)]
 
 
@@ -57,14 +49,22 @@ def test_is_refused_by_name(name: str) -> None:
     assert torch.isfinite(PlainRuns(model, inputs, metric=as_metric("logit"))(masks)).all()
 
 
+WINDOWS = (3, 8, 12, 16, 500)
+"""From a window that hides the whole image from the last token to one that hides nothing."""
+
+
+@pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("name", ["llava-mistral", "gemma3"])
-def test_a_window_that_hides_nothing_is_no_obstacle(name: str) -> None:
+def test_equals_the_plain_path_through_windows(name: str, window: int) -> None:
     variant = VARIANTS[name]
     config = variant.config()
-    config.get_text_config().sliding_window = 500
+    config.get_text_config().sliding_window = window
     model = HookedVLM.from_hf(replace(variant, config=lambda: config).model(seed=1))
-    inputs = with_answers(model.prepare(variant.batch(n_after=(6, 4)))).select([1])
+    assert window in model.cfg.windows
+    inputs = with_answers(model.prepare(variant.batch(n_images=2, n_after=(6, 4)))).select([1])
     masks = random_masks(4, model.cfg.n_layers, model.cfg.n_heads)
-    options = {"metric": as_metric("logit")}
-    difference = PrefixRuns(model, inputs, **options)(masks) - PlainRuns(model, inputs, **options)(masks)
-    assert float(difference.abs().max()) <= 1e-5
+    for baseline in HEAD_BASELINES:
+        options = {"metric": as_metric("logit"), "baseline": baseline}
+        plain = PlainRuns(model, inputs, **options)(masks)
+        difference = PrefixRuns(model, inputs, **options)(masks) - plain
+        assert float(difference.abs().max()) <= 1e-5

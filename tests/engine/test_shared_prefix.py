@@ -4,13 +4,9 @@ import pytest
 import torch
 
 from mmlens.engine import shared_prefix
-from mmlens.engine.shared_prefix import (
-    LayerPrefix,
-    Replacement,
-    attend,
-    attend_explicitly,
-    shared_prefix_attention,
-)
+from mmlens.engine.kernels import attend
+from mmlens.engine.shared_prefix import LayerPrefix, Replacement, shared_prefix_attention
+from mmlens.engine.sight import Sight, sight
 from tests.engine.build import rng
 
 D_HEAD, SCALE = 8, 0.3
@@ -20,13 +16,28 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tor
     return torch.randn(*shape, generator=rng(seed), dtype=dtype)
 
 
-def layer_prefix(n_kv: int, n_system: int, n_image: int = 5) -> LayerPrefix:
+def layer_prefix(n_kv: int, n_system: int, n_image: int = 5, sight: Sight | None = None) -> LayerPrefix:
     return LayerPrefix(
+        sight=sight,
         k_system=drawn(n_kv, n_system, D_HEAD, seed=1),
         v_system=drawn(n_kv, n_system, D_HEAD, seed=2),
         k_image=drawn(n_kv, n_image, D_HEAD, seed=3),
         v_image=drawn(n_kv, n_image, D_HEAD, seed=4),
     )
+
+
+def tensors(prefix: LayerPrefix) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in vars(prefix).items() if isinstance(value, torch.Tensor)}
+
+
+def seen_by(query: int, prefix: LayerPrefix, n_suffix: int) -> list[torch.Tensor]:
+    """Numbers of the system, image and suffix keys that a suffix query reads."""
+    if prefix.sight is None:
+        sizes = prefix.k_system.shape[1], prefix.k_image.shape[1], query + 1
+        return [torch.arange(size) for size in sizes]
+    return [
+        getattr(prefix.sight, segment)[query].nonzero()[:, 0] for segment in ("system", "image", "suffix")
+    ]
 
 
 def naive(
@@ -45,11 +56,13 @@ def naive(
         for i in range(n_query):
             for h in range(n_heads):
                 kv, last = h // group, n_suffix - n_query + i
-                keys = [*prefix.k_system[kv], *k[row, : last + 1, kv]]
-                values = [*prefix.v_system[kv], *v[row, : last + 1, kv]]
-                n_image = prefix.k_image.shape[1]
+                system, image, own = seen_by(last, prefix, n_suffix)
+                keys = [*prefix.k_system[kv, system], *k[row, own, kv]]
+                values = [*prefix.v_system[kv, system], *v[row, own, kv]]
+                n_image = len(image)
                 if keep[m, h]:
-                    keys, values = [*keys, *prefix.k_image[kv]], [*values, *prefix.v_image[kv]]
+                    keys += [*prefix.k_image[kv, image]]
+                    values += [*prefix.v_image[kv, image]]
                 elif replacement is not None:
                     keys += [replacement.k[kv]] * n_image
                     values += [replacement.v[kv]] * n_image
@@ -77,6 +90,23 @@ def test_equals_attention_written_out(n_system: int, n_kv: int, replaced: bool) 
     torch.testing.assert_close(shared, naive(q[:1], k[:1], v[:1], **given), atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("window", [2, 4, 5, 8, 9, 11, 12])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_equals_attention_written_out_through_a_window(window: int, replaced: bool) -> None:
+    """Columns: 2 system, 4 image, 2 between, 1 image, 3 suffix; from windows that hide the image to whole ones."""
+    is_image = torch.tensor([False] * 2 + [True] * 4 + [False] * 2 + [True])
+    seen = sight(window, start=9, is_image=is_image, n_pos=12)
+    assert (seen is None) == (window == 12)
+    prefix = layer_prefix(2, 4, sight=seen)
+    replacement = Replacement(k=drawn(2, D_HEAD, seed=5), v=drawn(2, D_HEAD, seed=6)) if replaced else None
+    q, k, v = (drawn(6, 3, n, D_HEAD, seed=7 + n) for n in (4, 2, 2))
+    keep = torch.rand(6, 4, generator=rng(3)) < 0.5
+    given = {"prefix": prefix, "keep": keep, "replacement": replacement}
+    for n_query in (3, 1):
+        z = shared_prefix_attention(q[:, -n_query:], k, v, scale=SCALE, **given)
+        torch.testing.assert_close(z, naive(q[:, -n_query:], k, v, **given), atol=1e-9, rtol=0)
+
+
 def test_one_head_by_hand() -> None:
     """One query at score 0 everywhere: every key has the same weight, so z is a mean of values."""
     prefix = LayerPrefix(
@@ -93,27 +123,6 @@ def test_one_head_by_hand() -> None:
     z = shared_prefix_attention(q, k, v, prefix=prefix, keep=keep, replacement=mean, scale=1.0)
     # two image keys of score log 2: weights 1, 1, 2, 2 of 6
     torch.testing.assert_close(z[:, 0, 0], torch.tensor([[3.0, 3.0], [2.0, 4.0]]))
-
-
-@pytest.mark.parametrize("n_key", [1, 5, 33])
-def test_both_kernels_agree(n_key: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, v = drawn(2, 3, 7, D_HEAD), drawn(2, 3, n_key, D_HEAD, seed=1), drawn(2, 3, n_key, D_HEAD, seed=2)
-    bias = torch.zeros(7, n_key, dtype=q.dtype).masked_fill(
-        torch.arange(n_key) > torch.arange(7)[:, None], -torch.inf
-    )
-    for given in (None, bias):
-        expected = attend_explicitly(q, k, v, SCALE, given)
-        torch.testing.assert_close(attend(q, k, v, SCALE, given), expected, atol=1e-6, rtol=0)
-        monkeypatch.setattr(shared_prefix, "_MAX_SCORES", 13)  # a query or two at a time
-        torch.testing.assert_close(attend_explicitly(q, k, v, SCALE, given), expected)
-        monkeypatch.undo()
-
-
-def test_an_empty_segment_has_no_weight() -> None:
-    q, nothing = drawn(1, 2, 3, D_HEAD), drawn(1, 2, 0, D_HEAD)
-    out, lse = attend(q, nothing, nothing, SCALE)
-    assert torch.equal(out, torch.zeros_like(out))
-    assert bool((lse == -torch.inf).all())
 
 
 def test_no_mask_gets_its_own_copy_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,11 +151,11 @@ def test_large_scores_do_not_overflow() -> None:
 
 def test_half_precision_keeps_its_dtype_and_merges_in_float32() -> None:
     prefix = layer_prefix(2, 2)
-    halves = LayerPrefix(**{name: value.bfloat16() for name, value in vars(prefix).items()})
+    halves = LayerPrefix(**{name: value.bfloat16() for name, value in tensors(prefix).items()})
     q, k, v = (drawn(4, 3, n, D_HEAD, seed=n).bfloat16() for n in (4, 2, 2))
     keep = torch.rand(4, 4, generator=rng()) < 0.5
     z = shared_prefix_attention(q, k, v, prefix=halves, keep=keep, replacement=None, scale=SCALE)
     assert z.dtype == torch.bfloat16
-    widened = LayerPrefix(**{name: value.double() for name, value in vars(halves).items()})
+    widened = LayerPrefix(**{name: value.double() for name, value in tensors(halves).items()})
     exact = naive(q.double(), k.double(), v.double(), widened, keep, None)
     torch.testing.assert_close(z.double(), exact, atol=0.02, rtol=0.02)
