@@ -93,6 +93,10 @@ class EngineNotExact(MMLensError, RuntimeError):
     """The shared-prefix engine would not be exact for this model, prompt or intervention."""
 
 
+class MemoryShortage(MMLensError, MemoryError):
+    """Memory does not suffice for the smallest piece of work."""
+
+
 class ResultError(MMLensError, ValueError):
     """A saved result is missing, corrupt, of another kind, or cannot be written."""
 

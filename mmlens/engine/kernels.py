@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_MAX_SCORES = 2**24
+MAX_SCORES = 2**24
 """Scores held at once by the explicit form (64 MB in float32)."""
 _FLASH_HEADS = 256
 """Largest width of a head that the flash kernel takes; it must be a multiple of 8."""
@@ -64,7 +64,7 @@ def attend_explicitly(
     softcap: float | None = None,
 ) -> tuple[Float[Tensor, "row kv_head query d_head"], Float[Tensor, "row kv_head query"]]:
     """As ``attend``, by matrix products over chunks of queries, so that scores stay small in memory."""
-    step = max(1, _MAX_SCORES // max(1, q.shape[0] * q.shape[1] * k.shape[2]))
+    step = max(1, MAX_SCORES // max(1, q.shape[0] * q.shape[1] * k.shape[2]))
     outs, lses = [], []
     for start in range(0, max(1, q.shape[2]), step):
         scores = torch.matmul(q[:, :, start : start + step], k.mT).to(

@@ -25,6 +25,7 @@ def open_runs(
     baseline: HeadBaseline | ImageKV = "mean_image_tokens",
     engine: Engine = "auto",
     batch_size: int | None = None,
+    compile: bool = False,
     self_check: bool = True,
     generator: torch.Generator,
 ) -> MaskedRuns:
@@ -38,6 +39,7 @@ def open_runs(
         engine: ``prefix`` (shared prefix), ``plain`` (whole forward passes), or ``auto``: the prefix engine
             where it is exact. ``.engine`` of the answer tells which.
         batch_size: masks run together; None chooses.
+        compile: see ``PrefixRuns``; of no effect on the plain path.
         self_check: whether to compare the prefix engine with the plain path on two random masks first.
         generator: source of those masks.
 
@@ -53,7 +55,7 @@ def open_runs(
     if engine == "plain":
         return PlainRuns(model, sample, **options)
     try:
-        runs = PrefixRuns(model, sample, **options)
+        runs = PrefixRuns(model, sample, **options, compile=compile)
     except EngineNotExact:
         if engine == "prefix":
             raise

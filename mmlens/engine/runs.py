@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
-from mmlens.errors import ConfigError, InterventionError, ShapeError
+from mmlens.engine.batching import is_out_of_memory
+from mmlens.errors import ConfigError, InterventionError, MemoryShortage, ShapeError
 from mmlens.inputs import Inputs
 from mmlens.interventions import HEAD_BASELINES, HeadBaseline, ImageKV
 from mmlens.metrics import Metric, check_finite
@@ -21,6 +22,8 @@ class MaskedRuns(ABC):
     Attributes:
         engine: ``prefix`` or ``plain``.
         n_runs: masks run so far.
+        batch_size: masks run together; halved whenever memory runs out.
+        n_halvings: how often that happened.
     """
 
     engine: ClassVar[str]
@@ -48,7 +51,7 @@ class MaskedRuns(ABC):
         self.model, self.inputs, self.metric = model, inputs, metric
         self.baseline: HeadBaseline | ImageKV = baseline
         self.batch_size = batch_size
-        self.n_runs = 0
+        self.n_runs = self.n_halvings = 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -68,6 +71,7 @@ class MaskedRuns(ABC):
             ShapeError: the masks are not Bool[mask, layer, head] of this model.
             NonFiniteError: the metric is not finite under some mask.
             EngineNotExact: hooks were added to the model, which this engine does not run.
+            MemoryShortage: memory ran out with one mask at a time.
         """
         fits = masks.dtype == torch.bool and masks.ndim == 3 and tuple(masks.shape[1:]) == self.shape
         if not fits or len(masks) == 0:
@@ -77,16 +81,40 @@ class MaskedRuns(ABC):
             )
         self.check_ready()
         values = torch.empty(len(masks), dtype=torch.float64)
-        order = self.order(masks)
-        with torch.no_grad():
-            for batch in order.split(self.batch_size):
-                values[batch] = (
-                    self.run_batch(masks[self._padded(batch, len(masks))])[: len(batch)].double().cpu()
-                )
-                if progress is not None:
-                    progress.update(len(batch))
+        order, done = self.order(masks), 0
+        while done < len(order):
+            batch = order[done : done + self.batch_size]
+            found = self._attempt(masks, batch)
+            if found is None:
+                self._halve()
+                continue
+            values[batch] = found
+            done += len(batch)
+            if progress is not None:
+                progress.update(len(batch))
         self.n_runs += len(masks)
         return check_finite(values, self.metric)
+
+    @torch.no_grad()
+    def _attempt(self, masks: Bool[Tensor, "mask layer head"], batch: Tensor) -> Tensor | None:
+        """The metric under one batch; None if memory ran out. Nothing of the attempt stays alive then."""
+        try:
+            return self.run_batch(masks[self._padded(batch, len(masks))])[: len(batch)].double().cpu()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if self.batch_size == 1:
+                raise MemoryShortage(
+                    f"memory ran out with one head mask at a time ({self.inputs.n_pos} tokens, engine "
+                    f"{self.engine!r}): free some, use a shorter prompt, or place the model on more devices."
+                ) from error
+        return None
+
+    def _halve(self) -> None:
+        self.batch_size //= 2
+        self.n_halvings += 1
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _padded(self, batch: Tensor, n_masks: int) -> Tensor:
         """The batch, its last mask repeated, so that all batches of a call have one shape."""

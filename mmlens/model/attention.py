@@ -168,14 +168,24 @@ class Attention(nn.Module):
             rope: cosines and sines of these positions.
             cache: keys and values of earlier positions.
         """
+        q, k, v = self.project_last(x, rope)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        return self.o_proj(self._attend(q, k, v, mask).flatten(2))
+
+    def project_last(
+        self, x: Float[Tensor, "batch pos d_model"], rope: Rope | None
+    ) -> tuple[
+        Float[Tensor, "batch 1 head d_head"],
+        Float[Tensor, "batch pos kv_head d_head"],
+        Float[Tensor, "batch pos kv_head d_head"],
+    ]:
+        """The last position's queries, and the keys and values of all positions of ``x``, as the scores read them."""
         k, v = joined_products(x, (self.k_proj, self.v_proj))
         k, v = (part.unflatten(-1, (self.n_kv_heads, self.d_head)) for part in (k, v))
         q = self.q_proj(x[:, -1:]).unflatten(-1, (self.n_heads, self.d_head))
         last = None if rope is None else (rope[0][:, -1:], rope[1][:, -1:])
-        q, k = self._rotated(q, self.q_norm, last), self._rotated(k, self.k_norm, rope)
-        if cache is not None:
-            k, v = cache.append(k, v)
-        return self.o_proj(self._attend(q, k, v, mask).flatten(2))
+        return self._rotated(q, self.q_norm, last), self._rotated(k, self.k_norm, rope), v
 
     def positioned(
         self,

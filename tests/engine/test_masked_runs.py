@@ -7,7 +7,6 @@ import torch
 from tqdm import tqdm
 
 from mmlens.engine import PlainRuns, PrefixRuns
-from mmlens.engine.masked_runs import auto_batch_size
 from mmlens.errors import (
     AnswerError,
     ConfigError,
@@ -168,12 +167,6 @@ def test_a_callable_as_metric_reads_the_whole_vocabulary() -> None:
         return logits[:, -1].std(dim=-1)
 
     assert difference(model, inputs, all_masks(5), metric=as_metric(spread), baseline="knockout") < 1e-5
-
-
-def test_auto_batch_size_shrinks_with_the_suffix() -> None:
-    assert auto_batch_size(32) == 32
-    assert auto_batch_size(5000) == 1
-    assert auto_batch_size(1) == 256
 
 
 # --- what must fail

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -26,8 +27,8 @@ def layer_prefix(n_kv: int, n_system: int, n_image: int = 5, sight: Sight | None
     )
 
 
-def tensors(prefix: LayerPrefix) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in vars(prefix).items() if isinstance(value, torch.Tensor)}
+def tensors(prefix: LayerPrefix) -> dict[str, Any]:
+    return {name: value for name, value in vars(prefix).items() if name != "sight"}
 
 
 def seen_by(query: int, prefix: LayerPrefix, n_suffix: int) -> list[torch.Tensor]:
