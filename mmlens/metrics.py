@@ -315,6 +315,28 @@ def foil_ids(inputs: Inputs) -> Int[Tensor, " batch"]:
     return _present(inputs.foil_ids, "foil", inputs)
 
 
+def check_answers(inputs: Inputs, d_vocab: int, metric: Metric | None = None) -> None:
+    """Refuses, before anything is run, answers and foils that are missing or no token of the model.
+
+    Args:
+        inputs: the samples.
+        d_vocab: size of the vocabulary.
+        metric: what will be measured; None if nothing that needs answers.
+
+    Raises:
+        AnswerError: an id lies outside the vocabulary, or the metric needs one that a sample lacks.
+    """
+    for what, ids in (("answer", inputs.answer_ids), ("foil", inputs.foil_ids)):
+        outside = [] if ids is None else (ids >= d_vocab).nonzero()[:, 0].tolist()
+        if ids is not None and outside:
+            raise AnswerError(
+                f"the {what} of sample {outside[0]} is token {int(ids[outside[0]])}, but the vocabulary has {d_vocab} "
+                f"tokens ({len(outside)} of {inputs.batch_size}). Is the tokenizer that of this model?"
+            )
+    if metric is not None:
+        metric.columns(inputs)
+
+
 def _present(ids: Int[Tensor, " batch"] | None, what: str, inputs: Inputs) -> Int[Tensor, " batch"]:
     missing = list(range(inputs.batch_size)) if ids is None else (ids < 0).nonzero()[:, 0].tolist()
     if ids is None or missing:

@@ -90,7 +90,8 @@ def circuit(
         ShapeError: a set is not ``[layer, head]`` of this model.
     """
     started = time.perf_counter()
-    measure, inputs = as_metric(metric), as_samples(model, prompts)
+    measure = as_metric(metric)
+    inputs = as_samples(model, prompts, measure)
     chosen = as_head_sets(sets, model.cfg)
     overlap = check_held_out(chosen, inputs, allow_overlap)
     if n_draws < 1 or n_boot < 1:

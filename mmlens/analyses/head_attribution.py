@@ -126,7 +126,7 @@ def head_attribution(
     )
     measure = as_metric(metric)
     check_prior(prior, estimator, model, metric=measure.name, seed=seed)
-    inputs = as_samples(model, prompts)  # 1
+    inputs = as_samples(model, prompts, measure)  # 1
     priors = head_priors(model, inputs, prior, metric=measure, baseline=baseline)
     opening = {"baseline": baseline, "engine": engine, "batch_size": batch_size, "self_check": self_check}
     found, engines = _surrogates(

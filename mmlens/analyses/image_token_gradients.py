@@ -38,7 +38,8 @@ def image_token_gradients(
         MissingPixels: no images.
         AnswerError: the metric needs an answer that a prompt lacks.
     """
-    inputs, measure = as_samples(model, prompts), as_metric(metric)
+    measure = as_metric(metric)
+    inputs = as_samples(model, prompts, measure)
     if inputs.image_features is None:
         raise MissingPixels("there are no images, so no image tokens to score.")
     kept: list[Tensor] = []

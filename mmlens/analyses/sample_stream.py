@@ -17,6 +17,7 @@ from jaxtyping import Shaped
 from mmlens.errors import InputError, MMLensError, NonFiniteError
 from mmlens.inputs import Box, Inputs, load_image
 from mmlens.inputs.requests import read_requests
+from mmlens.metrics import check_answers
 from mmlens.model import HookedVLM
 
 MAX_REASONS = 100
@@ -97,11 +98,15 @@ def prepared(model: HookedVLM, samples: Sequence[Sample]) -> Inputs:
 
     Raises:
         InputError: ``model.prepare`` refuses one.
+        AnswerError: an answer is no token of the model.
     """
     first = samples[0].item
     if isinstance(first, Inputs):
-        return first.select([sample.row for sample in samples]).to(model.device)
-    return model.prepare([sample.item for sample in samples])
+        inputs = first.select([sample.row for sample in samples]).to(model.device)
+    else:
+        inputs = model.prepare([sample.item for sample in samples])
+    check_answers(inputs, model.cfg.d_vocab)
+    return inputs
 
 
 def measured(

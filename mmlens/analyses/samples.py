@@ -12,20 +12,28 @@ from torch import Tensor
 from mmlens.errors import InputError, MMLensError
 from mmlens.inputs import Inputs
 from mmlens.interventions import HeadBaseline, ImageKV
+from mmlens.metrics import Metric, check_answers
 from mmlens.model import HookedVLM
 from mmlens.result import RunInfo
 
 
-def as_samples(model: HookedVLM, prompts: Any) -> Inputs:
+def as_samples(model: HookedVLM, prompts: Any, metric: Metric | None = None) -> Inputs:
     """Prompts, chat messages, a processor's tensors or ``Inputs``, with the images encoded once.
+
+    Args:
+        model: the model.
+        prompts: the samples.
+        metric: what will be measured, so that a sample without the answer it needs is refused before anything is run.
 
     Raises:
         InputError: there is no sample, or ``model.prepare`` refuses the prompts.
+        AnswerError: the metric needs an answer that a sample lacks, or an answer is no token of the model.
     """
-    inputs = model.encode_images(prompts if isinstance(prompts, Inputs) else model.prepare(prompts))
+    inputs = prompts if isinstance(prompts, Inputs) else model.prepare(prompts)
     if inputs.batch_size < 1:
         raise InputError("no prompts were given; an analysis needs at least one.")
-    return inputs
+    check_answers(inputs, model.cfg.d_vocab, metric)
+    return model.encode_images(inputs)
 
 
 def sample_generator(seed: int, sample: int, purpose: Literal["masks", "check"] = "masks") -> torch.Generator:

@@ -76,7 +76,7 @@ def single_head_ablation(
         "batch_size": batch_size,
         "self_check": self_check,
     }
-    inputs = as_samples(model, prompts)
+    inputs = as_samples(model, prompts, measure)
     masks = single_head_masks(model.cfg.n_layers, model.cfg.n_heads)
     scores, engines = [], []
     with tqdm(total=inputs.batch_size * len(masks), desc="single heads", disable=not progress) as bar:

@@ -12,7 +12,7 @@ from mmlens.engine.batching import is_out_of_memory
 from mmlens.errors import ConfigError, InterventionError, MemoryShortage, ShapeError
 from mmlens.inputs import Inputs
 from mmlens.interventions import HEAD_BASELINES, HeadBaseline, ImageKV
-from mmlens.metrics import Metric, check_finite
+from mmlens.metrics import Metric, check_answers, check_finite
 from mmlens.model import HookedVLM
 
 
@@ -47,7 +47,7 @@ class MaskedRuns(ABC):
             )
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}; at least 1 mask must run at a time.")
-        metric.columns(inputs)  # fails early if the answer is missing
+        check_answers(inputs, model.cfg.d_vocab, metric)
         self.model, self.inputs, self.metric = model, inputs, metric
         self.baseline: HeadBaseline | ImageKV = baseline
         self.batch_size = batch_size
