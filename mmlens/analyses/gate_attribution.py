@@ -10,6 +10,9 @@
    values then sum to the metric with all gates open minus the metric with all closed.
 4. Assemble the result; measure both ends, so that the sum can be checked.
 
+Gates change only what text after the image reads, so steps 2 and 3 run over one shared prefix per prompt where that is
+exact (``mmlens.engine.GatedRuns``), and by whole forward passes elsewhere.
+
 Source: integrated gradients of Sundararajan et al. 2017 (arXiv 1703.01365) over gates on heads, as Michel et al. 2019
 (arXiv 1905.10650) differentiate by head masks at 1. Gates on what text reads from the image, and the baselines, are
 those of head attribution (Kim et al. 2025, arXiv 2509.17588); joining them is ours. The integral along the diagonal is
@@ -17,8 +20,7 @@ the Aumann-Shapley value of the gated model; it is the Shapley value where the m
 """
 
 import time
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,10 +31,18 @@ from tqdm import tqdm
 
 from mmlens.analyses.gradients import weights_held
 from mmlens.analyses.patching_statistics import CORRECTIONS, patching_statistics
-from mmlens.analyses.samples import as_samples, baseline_name, named, run_info, sample_coords
-from mmlens.config import ModelConfig
-from mmlens.errors import ConfigError, DesignError, EmptyGroup, InterventionError, MetricError, MMLensError
-from mmlens.inputs import Inputs
+from mmlens.analyses.samples import (
+    as_samples,
+    baseline_name,
+    named,
+    run_info,
+    sample_coords,
+    sample_generator,
+)
+from mmlens.engine import Engine
+from mmlens.engine.gates import GateFunction
+from mmlens.engine.open_gates import open_gates
+from mmlens.errors import ConfigError, DesignError, InterventionError, MetricError, MMLensError
 from mmlens.interventions import HEAD_BASELINES, HeadBaseline, ImageKV
 from mmlens.metrics import Metric, as_metric, check_finite
 from mmlens.model import HookedVLM
@@ -56,6 +66,8 @@ def gate_attribution(
     at: GatePoint = "path",
     steps: int = 8,
     batch_size: int = 8,
+    engine: str = "auto",
+    self_check: bool = True,
     progress: bool = True,
 ) -> PatchingResult:
     """Attributes each prompt's answer to the heads that carry the image into the text, by gradients of gates.
@@ -68,7 +80,11 @@ def gate_attribution(
         at: ``path`` integrates from all heads closed to all open; ``kept`` takes the gradient with all open (to be
             compared with single-head ablation), ``ablated`` with all closed.
         steps: points of the integral (``path`` only).
-        batch_size: points run together.
+        batch_size: points run together; memory grows with it, not with ``steps``.
+        engine: ``prefix`` (only text after the image is computed, over a shared prefix), ``plain`` (whole forward
+            passes), or ``auto``: the prefix engine where it is exact. ``info.attn_implementation`` tells which it was.
+        self_check: whether to compare the prefix engine with a whole forward pass first, values and slopes, at one
+            random point of the first prompt that it runs; that pass needs the memory of ``plain``.
         progress: whether to show a bar.
 
     Returns:
@@ -78,25 +94,31 @@ def gate_attribution(
 
     Raises:
         AnswerError: the metric needs an answer that a prompt lacks.
-        ConfigError: ``at``, ``steps`` or ``batch_size`` is not possible.
+        ConfigError: ``at``, ``steps``, ``batch_size`` or ``engine`` is not possible.
         EmptyGroup: a prompt has no image, or no text after it.
         InterventionError: the baseline is unknown.
         DesignError: closing all heads does not change the metric of some prompt.
         MetricError: the metric is not differentiable.
+        EngineNotExact: ``prefix`` was asked for and is not exact here, or the self-check failed.
 
     Source: see the top of this file.
     """
     started = time.perf_counter()
-    _check_options(at, steps, batch_size, baseline)
+    _check_options(at, steps, batch_size, baseline, engine)
     measure = as_metric(metric)
-    inputs = as_samples(model, prompts)
+    inputs = as_samples(model, prompts, measure)
     points, weights = nodes(steps) if at == "path" else (np.array([float(at == "kept")]), np.ones(1))
-    effects, clean, corrupt = [], [], []
+    effects, clean, corrupt, engines = [], [], [], []
     for i in tqdm(range(inputs.batch_size), desc=_METHODS[at], unit="prompt", disable=not progress):
+        check = self_check and "prefix" not in engines
         try:
-            gates = _Gates(model, inputs.select([i]), measure, baseline, batch_size)
-            effects.append(gates.gradient(points, weights).numpy())  # 1-3
-            ends = gates.measured(np.array([1.0, 0.0])).tolist()
+            with weights_held(model):
+                gates = open_gates(
+                    model, inputs.select([i]), metric=measure, baseline=baseline, engine=engine,
+                    self_check=check, generator=sample_generator(0, i, "check"),
+                )  # fmt: skip
+                effects.append(_gradient(gates, points, weights, batch_size).numpy())  # 1-3
+                ends = _measured(gates, np.array([1.0, 0.0])).tolist()
             if ends[0] == ends[1]:
                 raise DesignError(
                     "closing every head leaves the metric as it was; nothing is to be shared out."
@@ -105,10 +127,12 @@ def gate_attribution(
             raise named(error, inputs, i) from error
         clean.append(ends[0])
         corrupt.append(ends[1])
+        engines.append(gates.engine)
     settings = {"metric": measure.name, "baseline": baseline_name(baseline), "at": at, "steps": len(points)}
     info = run_info(
-        model, inputs, seconds=time.perf_counter() - started, settings=settings, batch_size=batch_size
-    )
+        model, inputs, seconds=time.perf_counter() - started, settings={**settings, "self_check": self_check},
+        engine=", ".join(sorted(set(engines))), batch_size=batch_size,
+    )  # fmt: skip
     both = np.array(clean), np.array(corrupt)
     return _result(np.stack(effects), both, at, measure, info, sample_coords(model, inputs))  # 4
 
@@ -150,134 +174,52 @@ def nodes(steps: int) -> tuple[Float[np.ndarray, " step"], Float[np.ndarray, " s
     return (points + 1) / 2, weights / 2
 
 
-def _check_options(at: str, steps: int, batch_size: int, baseline: HeadBaseline | ImageKV) -> None:
+def _check_options(
+    at: str, steps: int, batch_size: int, baseline: HeadBaseline | ImageKV, engine: str
+) -> None:
     if at not in _METHODS:
         raise ConfigError(f"at={at!r} is unknown; known: {', '.join(_METHODS)}.")
     if steps < 1 or batch_size < 1:
         raise ConfigError(f"steps={steps}, batch_size={batch_size}: at least 1 of each is needed.")
+    if engine not in get_args(Engine):
+        raise ConfigError(f"engine {engine!r} is unknown; known: {', '.join(get_args(Engine))}.")
     if not isinstance(baseline, ImageKV) and baseline not in HEAD_BASELINES:
         raise InterventionError(
             f"baseline {baseline!r} is unknown; known: {', '.join(HEAD_BASELINES)}, or an ImageKV."
         )
 
 
-class _Gates:
-    """One sample under gates: the metric and its gradient as functions of their common value."""
-
-    def __init__(
-        self, model: HookedVLM, inputs: Inputs, metric: Metric, baseline: HeadBaseline | ImageKV, batch: int
-    ) -> None:
-        image = inputs.image_mask[0]
-        if not bool(image.any()) or bool(image[-1]):
-            raise EmptyGroup("gates act where text after an image reads it; the prompt has no such text.")
-        metric.columns(inputs)  # fails early if the answer is missing
-        self.model, self.inputs, self.metric, self.batch = model, inputs, metric, batch
-        self.baseline: HeadBaseline | ImageKV = baseline
-        self.shape = model.cfg.n_layers, model.cfg.n_heads
-
-    def gradient(
-        self, points: Float[np.ndarray, " step"], weights: Float[np.ndarray, " step"]
-    ) -> Float[Tensor, "layer head"]:
-        """Weighted sum over points of the gradient by every gate, in float64."""
-        total = torch.zeros(self.shape, dtype=torch.float64)
-        for start in range(0, len(points), self.batch):
-            part = slice(start, start + self.batch)
-            with torch.enable_grad(), weights_held(self.model):
-                gates = self._at(points[part]).requires_grad_(True)
-                value = self._run(gates)
-                if not value.requires_grad:
-                    raise MetricError(f"metric {self.metric.name!r} is not differentiable.")
-                (slope,) = torch.autograd.grad(value.sum(), gates)
-            check_finite(value.detach(), self.metric)
-            total += einsum(torch.from_numpy(weights[part]), slope.double().cpu(), "n, n l h -> l h")
-        return total
-
-    def measured(self, points: Float[np.ndarray, " point"]) -> Float[Tensor, " point"]:
-        """The metric with all gates at each of some values."""
-        with torch.no_grad():
-            return check_finite(self._run(self._at(points)), self.metric).double().cpu()
-
-    def _at(self, points: Float[np.ndarray, " point"]) -> Float[Tensor, "point layer head"]:
-        column = torch.from_numpy(points).to(self.model.device, torch.float32)[:, None, None]
-        return column.expand(-1, *self.shape).contiguous()
-
-    def _run(self, gates: Float[Tensor, "point layer head"]) -> Float[Tensor, " point"]:
-        inputs = self.inputs.select([0] * len(gates))
-        hooks: list[tuple[str, Callable[..., Any]]] = []
-        for layer in range(self.shape[0]):
-            gated = GatedLayer(
-                layer, gates[:, layer], self.inputs.image_mask[0], self.baseline, self.model.cfg
-            )
-            stem = f"blocks.{layer}.attn.hook_"
-            hooks += [(f"{stem}{name}", gated.keep) for name in ("rot_q", "rot_k", "v", "attn_scores")]
-            hooks.append((f"{stem}z", gated.write_z))
-        return self.metric(self.model.run_with_hooks(inputs, fwd_hooks=hooks, logits_pos="final"), inputs)
+# --- 2 and 3: one sample
 
 
-class GatedLayer:
-    """Hooks that mix, in one layer, what heads read with what they would read of the baseline.
+def _gradient(
+    gates: GateFunction,
+    points: Float[np.ndarray, " step"],
+    weights: Float[np.ndarray, " step"],
+    batch_size: int,
+) -> Float[Tensor, "layer head"]:
+    """Weighted sum over points of the gradient by every gate, in float64."""
+    total = torch.zeros(gates.shape, dtype=torch.float64)
+    for start in range(0, len(points), batch_size):
+        part = slice(start, start + batch_size)
+        with torch.enable_grad():
+            at = _common(gates, points[part]).requires_grad_(True)
+            value = gates(at)
+            if not value.requires_grad:
+                raise MetricError(f"metric {gates.metric.name!r} is not differentiable.")
+            (slope,) = torch.autograd.grad(value.sum(), at)
+        check_finite(value.detach(), gates.metric)
+        total += einsum(torch.from_numpy(weights[part]), slope.double().cpu(), "n, n l h -> l h")
+    return total
 
-    Args:
-        layer: number of the layer.
-        gates: one row per copy of the sample that runs; 1 = the head reads the image.
-        image: which positions are image tokens.
-        baseline: what a closed head reads there.
-        cfg: the model's configuration.
-    """
 
-    def __init__(
-        self,
-        layer: int,
-        gates: Float[Tensor, "batch head"],
-        image: Tensor,
-        baseline: HeadBaseline | ImageKV,
-        cfg: ModelConfig,
-    ) -> None:
-        self.layer, self.gates, self.image, self.baseline, self.cfg = layer, gates, image, baseline, cfg
-        self.text = int(image.nonzero()[-1]) + 1  # every position from here on is text after the image
-        self.group = cfg.n_heads // cfg.n_key_value_heads
-        self.kept: dict[str, Tensor] = {}
+@torch.no_grad()
+def _measured(gates: GateFunction, points: Float[np.ndarray, " point"]) -> Float[Tensor, " point"]:
+    """The metric with all gates at each of some values."""
+    return check_finite(gates(_common(gates, points)), gates.metric).double().cpu()
 
-    def keep(self, tensor: Tensor, hook: Any) -> None:
-        """Keeps a quantity of this layer's attention."""
-        self.kept[str(hook.name).rsplit("hook_", 1)[-1]] = tensor
 
-    def write_z(self, z: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor:
-        """``g · z + (1 − g) · z(baseline)`` for text after the image, ``z`` elsewhere."""
-        own = z[:, self.text :]
-        gate = self.gates.to(z)[:, None, :, None]
-        mixed = gate * own + (1 - gate) * self._closed().to(z)
-        return torch.cat([z[:, : self.text], mixed], dim=1)
-
-    def _closed(self) -> Float[Tensor, "batch query head d_head"]:
-        """What the heads give when all of them are closed, for text after the image."""
-        scores = self.kept["attn_scores"][:, :, self.text :]
-        lowest = torch.finfo(scores.dtype).min
-        image = self.image.to(scores.device)
-        reads = image & (scores > lowest / 2)  # closed edges stay closed
-        v = self.kept["v"].repeat_interleave(self.group, dim=2)
-        if self.baseline == "knockout":
-            return einsum(self._softmax(scores.masked_fill(reads, lowest)), v, "b h q k, b k h d -> b q h d")
-        k_bar, v_bar = self._replacement("rot_k"), self._replacement("v")
-        score = einsum(self.kept["rot_q"][:, self.text :], k_bar, "b q h d, b h d -> b h q") * self.cfg.scale
-        if (cap := self.cfg.attn_softcap) is not None:
-            score = torch.tanh(score / cap) * cap
-        pattern = self._softmax(torch.where(reads, score[..., None], scores))
-        text = einsum(pattern * (~image).to(pattern), v, "b h q k, b k h d -> b q h d")
-        weight = (pattern * image.to(pattern)).sum(-1)
-        return text + einsum(weight, v_bar, "b h q, b h d -> b q h d")
-
-    def _softmax(self, scores: Tensor) -> Tensor:
-        wide = torch.promote_types(scores.dtype, torch.float32)
-        return scores.softmax(dim=-1, dtype=wide).to(self.kept["v"].dtype)
-
-    def _replacement(self, which: str) -> Float[Tensor, "batch head d_head"]:
-        seen = self.kept[which]
-        if isinstance(self.baseline, ImageKV):
-            given = self.baseline.k if which == "rot_k" else self.baseline.v
-            bar = given[self.layer].to(seen)[None].expand(len(seen), -1, -1)
-        elif self.baseline == "zero":
-            bar = torch.zeros_like(seen[:, 0])
-        else:
-            bar = seen[:, self.image.to(seen.device)].mean(dim=1)
-        return bar.repeat_interleave(self.group, dim=1)
+def _common(gates: GateFunction, points: Float[np.ndarray, " point"]) -> Float[Tensor, "point layer head"]:
+    """All gates of a point at one value."""
+    column = torch.from_numpy(points).to(gates.model.device, gates.dtype)[:, None, None]
+    return column.expand(-1, *gates.shape).contiguous()

@@ -1,5 +1,6 @@
 """Running one prompt under thousands of head masks: the shared-prefix engine and its oracle."""
 
+from mmlens.engine.gated_runs import GatedRuns
 from mmlens.engine.masked_runs import PrefixRuns
 from mmlens.engine.opening import Engine, open_runs
 from mmlens.engine.plain import PlainRuns
@@ -9,6 +10,7 @@ from mmlens.engine.self_check import check_against_plain
 
 __all__ = [
     "Engine",
+    "GatedRuns",
     "MaskedRuns",
     "PlainRuns",
     "PrefixRuns",

@@ -1,82 +1,36 @@
-"""Gates: their ends are head masks, their slopes finite differences, their sum everything; planted heads are found."""
+"""Attribution by gates: its sum is everything, both engines agree, planted heads are found."""
 
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from mmlens.analyses import gate_attribution, recovery
-from mmlens.analyses.gate_attribution import _Gates, nodes
-from mmlens.errors import AnswerError, ConfigError, DesignError, EmptyGroup, InterventionError, MetricError
+from mmlens.analyses.gate_attribution import nodes
+from mmlens.engine import GatedRuns, gated_runs
+from mmlens.errors import (
+    AnswerError,
+    ConfigError,
+    DesignError,
+    EmptyGroup,
+    EngineNotExact,
+    InterventionError,
+    MetricError,
+)
 from mmlens.inputs import Prompt
-from mmlens.interventions import HeadMask, ImageKV
-from mmlens.metrics import as_metric
 from mmlens.model import HookedVLM
 from mmlens.result import PlantedTruth
 from tests.analyses.build import PLANTED, planted_model
-from tests.engine.build import prompt, tiny_model, tiny_sample, with_answers
+from tests.engine.build import prompt, tiny_model, with_answers
 from tests.zoo import VARIANTS
 
-LOGIT = as_metric("logit")
+ENGINES = ("auto", "prefix", "plain")
 QUIET: dict[str, Any] = {"progress": False}
 
 
-def masked(model: Any, inputs: Any, mask: torch.Tensor, baseline: Any) -> float:
-    with torch.no_grad():
-        edits = [HeadMask(mask=mask, baseline=baseline)]
-        return float(LOGIT(model.run(inputs, edits, strict=False).logits, inputs))
-
-
-def check_ends(model: Any, inputs: Any, baseline: Any, atol: float = 1e-5) -> None:
-    """All gates at 1 and at 0, and some at 1 with the others at 0, are head masks."""
-    inputs = model.encode_images(inputs)
-    shape = model.cfg.n_layers, model.cfg.n_heads
-    gates = _Gates(model, inputs, LOGIT, baseline, 4)
-    some = torch.rand(*shape, generator=torch.Generator().manual_seed(0)) < 0.5
-    masks = torch.stack([torch.ones_like(some), torch.zeros_like(some), some])
-    with torch.no_grad():
-        found = gates._run(masks.float())
-    expected = torch.tensor([masked(model, inputs, mask, baseline) for mask in masks])
-    assert float((expected - expected[0]).abs().max()) > 1e-4
-    torch.testing.assert_close(found, expected, atol=atol, rtol=0)
-
-
-@pytest.mark.parametrize("baseline", ["mean_image_tokens", "knockout", "zero"])
-@pytest.mark.parametrize("n_images", [1, 2])
-def test_ends_are_head_masks(baseline: Any, n_images: int) -> None:
-    model = tiny_model(n_heads=4, n_kv=2)
-    check_ends(model, tiny_sample(model, n_images=n_images), baseline)
-
-
-def test_given_keys_and_values() -> None:
-    model = tiny_model(n_heads=4, n_kv=2)
-    rng = torch.Generator().manual_seed(5)
-    k, v = (torch.randn(3, 2, model.cfg.d_head, generator=rng) for _ in range(2))
-    check_ends(model, tiny_sample(model), ImageKV(k=k, v=v))
-
-
-@pytest.mark.parametrize("name", ["gemma3", "aya-vision", "paligemma2", "qwen2.5-vl"])
-def test_ends_are_head_masks_in_other_families(name: str) -> None:
-    """Windows, caps, post-norms, prefix attention, norms of queries and keys."""
+def zoo_sample(name: str) -> tuple[HookedVLM, Any]:
     model = HookedVLM.from_hf(VARIANTS[name].model(seed=1))
-    inputs = with_answers(model.prepare(VARIANTS[name].batch(n_images=2, n_after=(6, 4)))).select([1])
-    check_ends(model, inputs, "mean_image_tokens", atol=3e-5)
-
-
-def test_gradients_are_finite_differences() -> None:
-    model = tiny_model(n_heads=4, n_kv=2).double()
-    inputs = model.encode_images(tiny_sample(model))
-    gates = _Gates(model, inputs, LOGIT, "mean_image_tokens", 4)
-    gates._at = lambda points: torch.from_numpy(points)[:, None, None].expand(-1, 3, 4).contiguous()  # type: ignore[method-assign]
-    slope = gates.gradient(np.array([0.3]), np.ones(1))
-    for layer, head in ((0, 1), (1, 3), (2, 0)):
-        step = torch.full((2, 3, 4), 0.3, dtype=torch.float64)
-        step[0, layer, head] += 1e-4
-        step[1, layer, head] -= 1e-4
-        with torch.no_grad():
-            up, down = gates._run(step)
-        assert float(slope[layer, head]) == pytest.approx(float(up - down) / 2e-4, rel=1e-3)
+    return model, with_answers(model.prepare(VARIANTS[name].batch(n_after=(6, 4))))
 
 
 def test_the_path_sums_to_everything_and_the_gap_closes() -> None:
@@ -108,6 +62,61 @@ def test_points_and_weights_integrate_polynomials() -> None:
     assert float(weights @ points**5) == pytest.approx(1 / 6)
 
 
+# --- engines
+
+
+@pytest.mark.parametrize("at", ["path", "kept", "ablated"])
+@pytest.mark.parametrize("name", ["llava-llama3", "gemma3", "qwen2.5-vl"])
+def test_engines_agree(name: str, at: Any) -> None:
+    model, inputs = zoo_sample(name)
+    options = {"at": at, "steps": 3, "batch_size": 2, **QUIET}
+    found = {engine: gate_attribution(model, inputs, engine=engine, **options) for engine in ENGINES}
+    for engine, result in found.items():
+        assert result.info.attn_implementation == ("plain" if engine == "plain" else "prefix")
+        for name in ("effect", "clean", "corrupt"):
+            np.testing.assert_allclose(result.data[name], found["plain"].data[name], atol=1e-5)
+    assert np.abs(found["plain"].effect.values).max() > 1e-2
+
+
+def test_whole_runs_where_the_prefix_engine_is_not_exact() -> None:
+    model, inputs = zoo_sample("paligemma2")
+    result = gate_attribution(model, inputs, steps=2, **QUIET)
+    assert result.info.attn_implementation == "plain" and result.info.settings["self_check"]
+    with pytest.raises(EngineNotExact, match=r"sample 0.*prefix-LM"):
+        gate_attribution(model, inputs, engine="prefix", steps=2, **QUIET)
+
+
+def test_no_more_points_run_together_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    original = GatedRuns.run
+    monkeypatch.setattr(
+        GatedRuns, "run", lambda self, gates: seen.append(len(gates)) or original(self, gates)
+    )
+    gate_attribution(tiny_model(), [prompt(0)], steps=8, batch_size=3, self_check=False, **QUIET)
+    assert seen == [3, 3, 2, 2]  # the path, then both ends
+
+
+def test_the_first_prompt_is_checked_against_whole_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = gated_runs.gated_attention
+    monkeypatch.setattr(
+        gated_runs, "gated_attention", lambda q, k, v, gates, **rest: true(q, k, v, gates**2, **rest)
+    )
+    with pytest.raises(EngineNotExact, match=r"sample 0.*differ by"):
+        gate_attribution(tiny_model(), [prompt(0)], **QUIET)
+    gate_attribution(tiny_model(), [prompt(0)], self_check=False, **QUIET)
+
+
+def test_weights_that_ask_for_gradients_still_do() -> None:
+    model = tiny_model()
+    for weight in model.parameters():
+        weight.requires_grad_(True)
+    gate_attribution(model, [prompt(0)], steps=2, **QUIET)
+    assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
+
+
+# --- what it finds, what it refuses
+
+
 def test_redundant_heads_are_found_along_the_path_and_missed_at_its_end() -> None:
     """Three heads of which any suffices: with all open the slope of each is nearly 0, along the path it is not."""
     from mmlens.datasets import scenes
@@ -134,6 +143,7 @@ def test_redundant_heads_are_found_along_the_path_and_missed_at_its_end() -> Non
     [
         ({"at": "middle"}, ConfigError, "path, kept, ablated"),
         ({"steps": 0}, ConfigError, "steps=0"),
+        ({"engine": "fast"}, ConfigError, "engine 'fast' is unknown; known: auto, prefix, plain"),
         ({"baseline": "median"}, InterventionError, "median"),
         (
             {"metric": lambda logits, inputs: logits[:, -1].argmax(-1).float()},
@@ -151,7 +161,7 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], error: type, message
 
 def test_prompts_without_answer_or_image() -> None:
     model = tiny_model()
-    with pytest.raises(AnswerError, match="sample 0"):
+    with pytest.raises(AnswerError, match=r"sample 0"):
         gate_attribution(model, [prompt(0, answer=None, foil=None)], **QUIET)
     with pytest.raises(EmptyGroup, match="no such text"):
         gate_attribution(model, [Prompt(question="what is this ?", answer="red")], **QUIET)
