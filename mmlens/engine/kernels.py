@@ -2,7 +2,9 @@
 
 - CPU: PyTorch's fused kernel.
 - CUDA in half precision: the flash kernel, where nothing has to be closed; its log-sum-exp is in float32.
-- Elsewhere, for capped scores, and where gradients are wanted: the explicit form, over chunks of queries.
+- Elsewhere, and for capped scores: the explicit form, over chunks of queries.
+
+The fused kernels give no gradient through their log-sum-exp; ``gated_attention`` is the form for gradients.
 
 Source: online softmax and its log-sum-exp as in FlashAttention (Dao et al. 2022, arXiv 2205.14135).
 """

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmlens.engine.batching import is_out_of_memory
+from mmlens.engine.freed_memory import keep_freed_memory
 from mmlens.errors import ConfigError, InterventionError, MemoryShortage, ShapeError
 from mmlens.inputs import Inputs
 from mmlens.interventions import HEAD_BASELINES, HeadBaseline, ImageKV
@@ -48,6 +49,7 @@ class MaskedRuns(ABC):
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}; at least 1 mask must run at a time.")
         check_answers(inputs, model.cfg.d_vocab, metric)
+        keep_freed_memory()
         self.model, self.inputs, self.metric = model, inputs, metric
         self.baseline: HeadBaseline | ImageKV = baseline
         self.batch_size = batch_size
