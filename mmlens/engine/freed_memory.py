@@ -1,9 +1,9 @@
 """Keeps memory that is freed and wanted again at once.
 
 The C library of Linux (glibc) gives large blocks back to the system as soon as they are freed, and the system clears
-every page of the next one: a layer's activations then cost a tenth or more of its time. What counts as large is the size
-of the largest such block freed so far, up to 32 MiB (``mallopt``, M_MMAP_THRESHOLD). So one block of nearly that size,
-taken and given back, is enough for the whole process. Other allocators take no notice.
+every page of the next one: a tenth or more of a layer's time. What counts as large is the size of the largest such
+block freed so far, up to 32 MiB (``mallopt``, M_MMAP_THRESHOLD). So one block of nearly that size, taken and given
+back, is enough for the whole process. Other allocators take no notice.
 """
 
 import torch
