@@ -4,9 +4,14 @@
 
 1. An undisturbed sweep of a tiny model, for comparison.
 2. The same sweep in another folder, killed at random moments and started again; then finished.
-3. Random bits flipped and files cut short, units and manifest, each followed by a look whether it was noticed.
+3. Random bits flipped and files cut short, of every kind of file that a sweep leaves, each followed by a look:
+   *noticed* (an error, or quarantine), *harmless* (everything that can be read is as before), or *silent*.
 
-Prints how many kills hit, whether the bytes are those of the undisturbed sweep, and how many faults went unnoticed.
+Units, manifest and collected result are what readers read. Nothing reads quarantine, half-written files or the lock:
+for these, the look is another run of the sweep, its files and what is collected of them.
+
+Prints how many kills hit, whether the bytes are those of the undisturbed sweep, and a Markdown table of the faults.
+Exit status 1 if bytes differ or a fault was silent.
 """
 
 import argparse
@@ -23,9 +28,21 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from mmlens.errors import SweepError  # noqa: E402
-from mmlens.sweeps import SweepFolder, sweep  # noqa: E402
+from mmlens.errors import ResultError, SweepError  # noqa: E402
+from mmlens.recipes.markdown import markdown_table  # noqa: E402
+from mmlens.result import Result  # noqa: E402
+from mmlens.sweeps import SweepFolder, collect, sweep  # noqa: E402
 from tests.sweeps.build import model, prompts, shards  # noqa: E402
+
+SHARES = {
+    "unit": 0.5,
+    "manifest": 0.15,
+    "collected": 0.15,
+    "quarantine": 0.07,
+    "half-written": 0.07,
+    "lock": 0.06,
+}
+"""Kinds of files, and the share of the faults that each gets."""
 
 ANALYSIS, OPTIONS = "tests.sweeps.build:slow", {"seconds": 0.0, "self_check": False}
 
@@ -53,8 +70,10 @@ def main() -> None:
             f"{hits} of {given.kills} kills hit a running sweep ({left} half-written files), in "
             f"{time.perf_counter() - started:.0f} s; then {report.headline()}; bytes as undisturbed: {same}"
         )
-        for kind, n in (("flips", given.flips), ("cuts", given.cuts)):
-            print(f"{kind}: {n}, unnoticed: {sum(not noticed(killed, kind, rng) for _ in range(n))}")
+        looks = Faults(tiny, killed, Path(place) / "small", rng).table(given.flips, given.cuts)
+        header = ["file", "flipped bits", "cuts", "noticed", "harmless", "silent"]
+        print(markdown_table(header, [[kind, *map(str, row)] for kind, row in looks.items()]))
+        sys.exit(0 if same and not any(row[-1] for row in looks.values()) else 1)
 
 
 def killed_once(arguments: tuple[Any, ...], n_units: int, seconds: float) -> bool:
@@ -76,22 +95,70 @@ def count(units: Path) -> int:
     return len(list(units.glob("*.mmlens"))) if units.exists() else 0
 
 
-def noticed(folder: Path, kind: str, rng: np.random.Generator) -> bool:
-    """Damages one file, one time in ten the manifest, looks, and mends it."""
-    store = SweepFolder(path=folder)
-    manifest, address = store.manifest(), str(rng.choice(store.manifest()["units"]))
-    of_all = rng.random() < 0.1
-    file = folder / "manifest.json" if of_all else store.file(address)
-    good = file.read_bytes()
-    bad, place = bytearray(good), int(rng.integers(len(good)))
-    bad[place] ^= 1 << int(rng.integers(8))
-    file.write_bytes(bytes(bad) if kind == "flips" else good[:place])
-    try:
-        found = store.manifest() == manifest if of_all else store.check(address) == "damaged"
-    except SweepError:
-        found = True
-    file.write_bytes(good)
-    return found
+class Faults:
+    """Damages one file at a time, looks what becomes of it, and mends it."""
+
+    def __init__(self, tiny: Any, big: Path, small: Path, rng: np.random.Generator) -> None:
+        """Units and manifest are those of ``big``; the other files are looked at by runs of a small sweep."""
+        self._rng, self._store, self._manifest = rng, SweepFolder(path=big), SweepFolder(path=big).manifest()
+        self._again = lambda: sweep(tiny, prompts(4), ANALYSIS, small, OPTIONS, progress=False)
+        self._again()
+        self._small, self._collected = small, collect(small)
+        self._shards = shards(small)
+        self._file = self._collected.save(small.parent / "collected.mmlens")
+
+    def table(self, flips: int, cuts: int) -> dict[str, list[int]]:
+        """Flips, cuts, noticed, harmless and silent faults by kind of file."""
+        looks = {kind: [0] * 5 for kind in SHARES}
+        for cut, n in ((False, flips), (True, cuts)):
+            for kind in self._rng.choice(list(SHARES), n, p=list(SHARES.values())):
+                looks[kind][int(cut)] += 1
+                looks[kind][2 + ("noticed", "harmless", "silent").index(self.look(str(kind), cut))] += 1
+        return looks
+
+    def look(self, kind: str, cut: bool) -> str:
+        """One fault."""
+        address = str(self._rng.choice(self._manifest["units"]))
+        content = self._shards[next(iter(self._shards))]
+        file, content = {
+            "unit": (self._store.file(address), None),
+            "manifest": (self._store.path / "manifest.json", None),
+            "collected": (self._file, None),
+            "quarantine": (self._small / "quarantine" / f"{address}.{'0' * 16}.mmlens", content),
+            "half-written": (self._small / "units" / f".{next(iter(self._shards))}.{'0' * 16}.tmp", content),
+            "lock": (self._small / ".manifest.lock", b"nothing reads this"),
+        }[kind]
+        good = file.read_bytes() if content is None else content
+        bad, place = bytearray(good), int(self._rng.integers(len(good)))
+        bad[place] ^= 1 << int(self._rng.integers(8))
+        file.write_bytes(good[:place] if cut else bytes(bad))
+        try:
+            same = self._as_before(kind, address)
+        except (SweepError, ResultError):
+            return "noticed"
+        finally:
+            file.write_bytes(good)
+            if content is not None:
+                file.unlink()
+        return "harmless" if same else "silent"
+
+    def _as_before(self, kind: str, address: str) -> bool:
+        """Whether what is read now is what was read before the fault."""
+        if kind == "unit":
+            if self._store.check(address) == "damaged":
+                raise SweepError("in quarantine")
+            return False
+        if kind == "manifest":
+            return self._store.manifest() == self._manifest
+        if kind == "collected":
+            return Result.load(self._file).data.identical(self._collected.data)
+        report = self._again()
+        now = collect(self._small)
+        return (
+            report.found == 4
+            and shards(self._small) == self._shards
+            and now.data.identical(self._collected.data)
+        )
 
 
 if __name__ == "__main__":
