@@ -16,14 +16,14 @@ from collections.abc import Callable
 from typing import ClassVar, cast, final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmlens.engine.batching import auto_batch_size
 from mmlens.engine.compiling import compiled
 from mmlens.engine.prefix import PrefixState, check_no_hooks, prefix_state, replacements
 from mmlens.engine.runs import MaskedRuns
-from mmlens.engine.shared_prefix import LayerPrefix, Replacement, shared_prefix_attention
+from mmlens.engine.shared_prefix import LayerPrefix, Replacement, readers_of, shared_prefix_attention
 from mmlens.inputs import Inputs
 from mmlens.interventions import HeadBaseline, ImageKV
 from mmlens.metrics import Metric
@@ -98,13 +98,18 @@ class PrefixRuns(MaskedRuns):
         start = int(_first_ablated(masks).min())
         residual = self.state.final if start == n_layers else self.state.residual[None, start]
         masks = masks.to(residual.device)
+        readers = readers_of(masks, self.model.cfg.n_key_value_heads)
         for layer in range(start, n_layers):
-            residual = self._layer(residual, layer, masks[:, layer])
+            residual = self._layer(residual, layer, masks[:, layer], readers[layer])
         logits = self._unembed(residual[:, -1]).expand(len(masks), -1)
         return self.metric.read(logits, self.inputs)
 
     def _layer(
-        self, residual: Float[Tensor, "row suffix d_model"], index: int, keep: Bool[Tensor, "mask head"]
+        self,
+        residual: Float[Tensor, "row suffix d_model"],
+        index: int,
+        keep: Bool[Tensor, "mask head"],
+        readers: Int[Tensor, "kv_head reader"],
     ) -> Float[Tensor, "mask query d_model"]:
         layer, state, device = (
             cast(Layer, self.model.blocks[index]),
@@ -114,7 +119,8 @@ class PrefixRuns(MaskedRuns):
         replacement = None if self.replacements is None else self.replacements[index]
         shared = state.layers[index], state.ropes[index], replacement
         last = index == len(state.layers) - 1
-        return self._step(layer, residual.to(device), keep.to(device), *shared, last=last)
+        given = (residual.to(device), keep.to(device), readers.to(device))
+        return self._step(layer, *given, *shared, last=last)
 
     def _unembed(self, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row column"]:
         x = self.model.ln_final(residual[:, None])[:, 0]
@@ -130,6 +136,7 @@ def masked_layer(
     layer: Layer,
     residual: Float[Tensor, "row suffix d_model"],
     keep: Bool[Tensor, "mask head"],
+    readers: Int[Tensor, "kv_head reader"],
     prefix: LayerPrefix,
     rope: Rope | None,
     replacement: Replacement | None,
@@ -142,6 +149,7 @@ def masked_layer(
         layer: the layer.
         residual: residual stream before it; one row for all masks where they still agree.
         keep: which of its heads read the image.
+        readers: the same as numbers of queries; see ``readers_of``.
         prefix: keys and values before the suffix.
         rope: rotary tables of the suffix.
         replacement: what the other heads read.
@@ -154,7 +162,7 @@ def masked_layer(
     else:
         q, k, v = attn.project(x)
         q, k = attn.positioned(q, k, rope)
-    shared = {"prefix": prefix, "keep": keep, "replacement": replacement}
+    shared = {"prefix": prefix, "keep": keep, "replacement": replacement, "readers": readers}
     z = shared_prefix_attention(q, k, v, **shared, scale=attn.scale, softcap=attn.softcap)
     return layer.after_attention(residual, x, layer.add_attention(attn.o_proj(z.flatten(2))))
 

@@ -18,11 +18,11 @@ the parts of one layer, for one row (a mask, or what all masks share) and n quer
     MLP                         6 n d m
 
 n is S, and 1 in the last layer. A batch of B masks whose first ablated layer is f runs the layers f … L−1. In layer f
-the first four parts have one row for all masks; everywhere else all parts have B rows. The unembedding of the c
-vocabulary columns that the metric reads adds 2 d c per mask.
+the first four parts have one row for all masks; everywhere else all parts have B rows, the image segment only for the
+heads that read it: R queries' heads of B H / K per key-value head (``readers_of``). The unembedding of the c vocabulary
+columns that the metric reads adds 2 d c per mask.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mmlens.config import ModelConfig
+from mmlens.engine.shared_prefix import readers_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,13 @@ class Work:
 
 
 def batch_work(
-    cfg: ModelConfig, parts: PromptParts, *, n_masks: int, start: int = 0, n_columns: int = 1
+    cfg: ModelConfig,
+    parts: PromptParts,
+    *,
+    n_masks: int,
+    start: int = 0,
+    n_columns: int = 1,
+    readers: float | int | None = None,
 ) -> Work:
     """What the prefix engine executes for one batch.
 
@@ -86,13 +93,18 @@ def batch_work(
         n_masks: B, padding included.
         start: f.
         n_columns: c.
+        readers: R; None lets all heads of all masks read the image.
     """
     total = Work(linear=2.0 * n_masks * cfg.d_model * n_columns)
+    everyone = n_masks * cfg.n_heads / cfg.n_key_value_heads
+    share = 1.0 if readers is None else readers / everyone
     for layer in range(start, cfg.n_layers):
-        rows = 1 if layer == start else n_masks
+        shared = layer == start
         n_query = 1 if layer == cfg.n_layers - 1 else parts.n_suffix
         n_own = parts.n_system + parts.n_suffix
-        read = _projections(cfg, parts.n_suffix, n_query) + _attention(cfg, n_query, n_own, parts.n_image)
+        rows = 1 if shared else n_masks
+        n_image = parts.n_image * (1.0 if shared and n_masks > 1 else share)
+        read = _projections(cfg, parts.n_suffix, n_query) + _attention(cfg, n_query, n_own, n_image)
         total = total + read.times(rows) + _behind_attention(cfg, n_query).times(n_masks)
     return total
 
@@ -115,12 +127,16 @@ def executed_work(
         n_columns: vocabulary columns that the metric reads.
     """
     ablates = ~masks.all(dim=2)
-    first = torch.where(ablates.any(dim=1), ablates.int().argmax(dim=1), masks.shape[1]).sort().values
+    first = torch.where(ablates.any(dim=1), ablates.int().argmax(dim=1), masks.shape[1])
     rows = min(batch_size, len(masks))
-    batches: Sequence[Tensor] = first.split(batch_size)
     total = Work()
-    for batch in batches:
-        total = total + batch_work(cfg, parts, n_masks=rows, start=int(batch.min()), n_columns=n_columns)
+    for batch in first.argsort(stable=True).split(batch_size):
+        padded = torch.cat([batch, batch[-1:].expand(rows - len(batch))])
+        readers = readers_of(masks[padded], cfg.n_key_value_heads).shape[2]
+        start = int(first[batch].min())
+        total = total + batch_work(
+            cfg, parts, n_masks=rows, start=start, n_columns=n_columns, readers=readers
+        )
     return total.times(1 / len(masks))
 
 
@@ -159,7 +175,7 @@ def _projections(cfg: ModelConfig, n: int, n_query: int) -> Work:
     return Work(linear=2.0 * cfg.d_model * cfg.d_head * widths)
 
 
-def _attention(cfg: ModelConfig, n_query: int, n_own: float | int, n_image: int) -> Work:
+def _attention(cfg: ModelConfig, n_query: int, n_own: float | int, n_image: float | int) -> Work:
     each = 4.0 * n_query * cfg.n_heads * cfg.d_head
     return Work(own=each * n_own, image=each * n_image)
 

@@ -145,7 +145,7 @@ def test_masks_that_start_high_skip_the_layers_below(monkeypatch: pytest.MonkeyP
     seen: list[int] = []
     original = PrefixRuns._layer
     monkeypatch.setattr(
-        PrefixRuns, "_layer", lambda self, x, i, keep: seen.append(i) or original(self, x, i, keep)
+        PrefixRuns, "_layer", lambda self, x, i, *rest: seen.append(i) or original(self, x, i, *rest)
     )
     runs(masks)
     assert seen == [0, 1, 2, 2]  # {0, 1} from layer 0, {2, all kept} from layer 2
