@@ -90,8 +90,7 @@ def circuit(
         ShapeError: a set is not ``[layer, head]`` of this model.
     """
     started = time.perf_counter()
-    measure = as_metric(metric)
-    inputs = as_samples(model, prompts, measure)
+    inputs = as_samples(model, prompts, measure := as_metric(metric))
     chosen = as_head_sets(sets, model.cfg)
     overlap = check_held_out(chosen, inputs, allow_overlap)
     if n_draws < 1 or n_boot < 1:

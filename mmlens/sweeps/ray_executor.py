@@ -2,7 +2,8 @@
 
 An actor that dies is started again by Ray and its unit with it; a unit that kills its actor every time is reported
 as failed, and the others go on. The dashboard stays off, and a cluster that is started here listens on the loopback
-address alone: whoever reaches a cluster can run code on it, and older versions of Ray ask for no token.
+address alone: whoever reaches a cluster can run code on it, and older versions of Ray ask for no token. It reports no
+usage to the makers of Ray.
 """
 
 import os
@@ -126,6 +127,7 @@ def _ray(local: bool) -> Any:
     try:
         if local:
             os.environ.setdefault(_LOCAL_ONLY, "0")
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         return import_module("ray")
     except ImportError as error:
         raise SweepError(

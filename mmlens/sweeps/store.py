@@ -4,8 +4,10 @@
     units/<address>.mmlens      the result of one unit, an ordinary result file
     quarantine/                 files whose checksum did not hold, kept for a look
 
-Files are named by their content's address and written whole or not at all, so there is nothing to lock: two writers of
-one unit write the same bytes, and the later rename changes nothing.
+Every file is written whole or not at all. Units are named by their content's address, so there is nothing to lock: two
+writers of one unit write the same bytes, and the later rename changes nothing. The manifest grows with the list of
+prompts; it is read, joined and rewritten under a lock of the operating system on ``.manifest.lock``, which ends with
+its process, so that of two writers the one with the shorter list cannot take back what the other has added.
 """
 
 import errno
@@ -15,7 +17,9 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +31,8 @@ from mmlens.sweeps.unit import content_address
 FORMAT = 1
 _MANIFEST = "manifest.json"
 _SEAL = "sha256"
+_LOCK = ".manifest.lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STALE_SECONDS = 24 * 3600
 """Half-written files that are older belong to no living writer."""
@@ -48,8 +54,9 @@ class SweepFolder:
     def open(cls, path: str | os.PathLike[str], manifest: Mapping[str, Any]) -> "SweepFolder":
         """The folder, for the sweep that the manifest describes; made where it is not there.
 
-        A sample that cannot be read has no address (None) in the manifest until a run can read it. A manifest that
-        fails its own checksum goes to quarantine and is written anew.
+        Of two lists of units, one of which begins with the other, the longer one stays in the manifest. A sample that
+        cannot be read has no address (None) until a run can read it. A manifest that fails its own checksum goes to
+        quarantine and is written anew.
 
         Raises:
             DiskFull: there is no room for the manifest.
@@ -60,18 +67,41 @@ class SweepFolder:
         for place in (folder.path, folder.path / "units", folder.path / "quarantine"):
             _make(place)
         found = folder._stored_manifest()
-        if isinstance(found, str):
-            folder._quarantine(folder.path / _MANIFEST)
-        if isinstance(found, dict):
-            known = _together(found.get("units"), wanted.get("units"))
-            if known is None or found | {"units": known} != wanted | {"units": known}:
-                raise SweepError(_another(folder.path, found, wanted))
-            wanted["units"] = known
-        if found != wanted:
-            text = json.dumps({**wanted, _SEAL: content_address(wanted)}, indent=1)
-            folder._put(folder.path / _MANIFEST, text.encode())
+        if not isinstance(found, dict) or _joined(folder.path, found, wanted) != found:
+            folder._rewrite(wanted)
         folder._remove_stale()
         return folder
+
+    def _rewrite(self, wanted: dict[str, Any]) -> None:
+        """Joins a manifest with the one that is there by now, and writes what that changes."""
+        with self._locked():
+            found = self._stored_manifest()
+            if isinstance(found, str):
+                self._quarantine(self.path / _MANIFEST)
+            joined = _joined(self.path, found, wanted) if isinstance(found, dict) else wanted
+            if joined != found:
+                text = json.dumps({**joined, _SEAL: content_address(joined)}, indent=1)
+                self._put(self.path / _MANIFEST, text.encode())
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer of the manifest at a time, wherever the file system knows locks."""
+        try:
+            file = (self.path / _LOCK).open("ab")
+        except OSError as error:
+            kind = DiskFull if error.errno in _FULL else SweepError
+            raise kind(f"cannot write in {self.path}: {error.strerror or error}.") from error
+        with file:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except ImportError:
+                pass  # Windows
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise SweepError(f"cannot lock {file.name}: {error.strerror or error}.") from error
+            yield
 
     def manifest(self) -> dict[str, Any]:
         """What the folder says of its sweep.
@@ -157,12 +187,13 @@ class SweepFolder:
             cause = error.__cause__
             if isinstance(cause, OSError) and cause.errno in _FULL:
                 raise DiskFull(
-                    f"{file} could not be written: {cause.strerror}. {self._n_units()} finished units in {self.path} "
+                    f"{file} could not be written: {cause.strerror}. {self.n_units()} finished units in {self.path} "
                     "are whole and stay; make room and run the sweep again, which goes on from there."
                 ) from error
             raise SweepError(f"{error} Finished units stay; run the sweep again to go on.") from error
 
-    def _n_units(self) -> int:
+    def n_units(self) -> int:
+        """Files of units that are there, unread."""
         return len(list((self.path / "units").glob("*.mmlens")))
 
     def _quarantine(self, file: Path) -> None:
@@ -196,23 +227,26 @@ def _make(place: Path) -> None:
         raise kind(f"cannot make the folder {place}: {error.strerror or error}. Choose another.") from error
 
 
-def _together(found: Any, wanted: Any) -> list[str | None] | None:
-    """Addresses of two lists that agree wherever both have one; None if they do not."""
-    if not isinstance(found, list) or not isinstance(wanted, list) or len(found) != len(wanted):
-        return None
-    pairs = list(zip(found, wanted, strict=True))
-    agree = all(old == new or old is None or new is None for old, new in pairs)
-    return [new if old is None else old for old, new in pairs] if agree else None
+def _joined(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Two manifests of one sweep as one: every address that either has, and the longer list of samples.
 
-
-def _another(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """What differs between the sweep in a folder and the one asked for."""
-    name = next(name for name in {**wanted, **found} if wanted.get(name) != found.get(name))
-    there, here = found.get(name), wanted.get(name)
-    if name == "units":
-        there, here = (f"{len(units)} units" for units in (there or [], here or []))
-        here += ", some of them others"
-    return (
-        f"the folder {path} holds another sweep: {name} is {there!r} there and {here!r} here. Give a folder of its own "
-        "to each sweep, or the same model, options and prompts."
-    )
+    Raises:
+        SweepError: they are of different sweeps.
+    """
+    for name in {**wanted, **found}:
+        there, here = found.get(name), wanted.get(name)
+        if name != "units" and there != here:
+            raise SweepError(
+                f"the folder {path} holds another sweep: {name} is {there!r} there and {here!r} here. Give a folder of "
+                "its own to each sweep, or the same model and options."
+            )
+    there, here = list(found.get("units") or []), list(wanted["units"])
+    for number, (old, new) in enumerate(zip(there, here, strict=False)):
+        if old != new and None not in (old, new):
+            raise SweepError(
+                f"the folder {path} holds another sweep: sample {number} is another one there than here ({len(there)} "
+                f"samples there, {len(here)} here). Give a folder of its own to each list of prompts; a list may only "
+                "grow at its end."
+            )
+    pairs = zip_longest(there, here)
+    return {**wanted, "units": [new if old is None else old for old, new in pairs]}

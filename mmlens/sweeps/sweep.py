@@ -1,7 +1,7 @@
 """Sweeps: an analysis of many prompts, one unit at a time, in a folder that survives whatever happens.
 
 1. Give every prompt an address: what is computed, of what, with which weights.
-2. Open the folder; it belongs to this sweep and no other.
+2. Open the folder; it belongs to this sweep and no other. A list of prompts may have grown at its end since.
 3. Leave out what is there and whole; what is damaged goes to quarantine and is computed again.
 4. Run the rest, and write each unit as it finishes. Failures, unreadable images among them, are reported and never
    stored: the next run tries again.
@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +79,12 @@ def sweep(
     shard: str = "1/1",
     progress: bool = True,
 ) -> SweepReport:
-    """Analyses each prompt into ``folder``; run it again after any interruption and it goes on.
+    """Analyses each prompt into ``folder``; run it again after any interruption, or with more prompts, and it goes on.
 
     Args:
         model: the model, or a name for ``HookedVLM.from_pretrained``.
-        prompts: one ``Prompt`` per sample, or a tuple of them for an analysis of pairs (clean, corrupt).
+        prompts: one ``Prompt`` per sample, or a tuple of them for an analysis of pairs (clean, corrupt). Those that the
+            folder has from earlier runs come first, in the same order; a shorter list runs its part of them.
         analysis: a name of ``mmlens.analyses``, or ``package.module:function``: called with the model, a list of one
             prompt (two lists for pairs) and the options; returns a ``Result`` of one sample.
         folder: of this sweep alone; made if it is not there.
@@ -106,13 +107,11 @@ def sweep(
     if not samples:
         raise InputError("no prompts were given; a sweep needs at least one.")
     first, step = _shard(shard)
+    name = model if isinstance(model, str) else model.model_id
+    job = Job(analysis=analysis, options=dict(options or {}), model_id=name, fingerprint="")
+    job.check_samples(samples)
     loaded = HookedVLM.from_pretrained(model) if isinstance(model, str) else model
-    job = Job(
-        analysis=analysis,
-        options=dict(options or {}),
-        model_id=model if isinstance(model, str) else model.model_id,
-        fingerprint=loaded.weight_fingerprint(),
-    )
+    job = replace(job, fingerprint=loaded.weight_fingerprint())
     units, unreadable = _addressed(job, samples)  # 1
     addresses = [units[i].address if i in units else None for i in range(len(samples))]
     store = SweepFolder.open(folder, {**job.described(), "units": addresses})  # 2
@@ -217,6 +216,6 @@ def collect(folder: str | os.PathLike[str], *, missing: str = "error") -> Result
     if absent and (missing == "error" or not present):
         raise SweepError(
             f"{len(absent)} of {len(found)} samples are not in {folder} yet, the first is sample {absent[0]}: run the "
-            "sweep again with this folder, or leave them out with missing='leave_out'."
+            "sweep again with this folder, or leave them out: missing='leave_out', on the command line --leave-out."
         )
     return join(list(present.values()), [str(number) for number in present])

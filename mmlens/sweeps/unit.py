@@ -125,6 +125,12 @@ class Job:
             ) from error
         object.__setattr__(self, "options", plain)
         taken = inspect.signature(self.function()).parameters
+        answer = inspect.signature(self.function()).return_annotation
+        if isinstance(answer, type) and issubclass(answer, Result) and answer.of_all_samples:
+            raise ConfigError(
+                f"{self.analysis} gives one answer for all prompts together, and a sweep runs them one at a time; call "
+                "it on all prompts at once."
+            )
         swallows = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values())
         known = [name for name in taken if name not in _OURS]
         wrong = [name for name in plain if name in _OURS or (name not in known and not swallows)]
@@ -154,6 +160,22 @@ class Job:
     def takes(self, name: str) -> bool:
         """Whether the analysis has a parameter of this name."""
         return name in inspect.signature(self.function()).parameters
+
+    def check_samples(self, samples: Sequence[Sample]) -> None:
+        """Whether the analysis can be called with the prompts of each sample and the options.
+
+        Raises:
+            ConfigError: it takes more or fewer prompts side by side, or needs an option that is not given.
+        """
+        taken = inspect.signature(self.function())
+        for n in sorted({len(_as_tuple(sample)) for sample in samples}):
+            try:
+                taken.bind(None, *[None] * n, **self.options)
+            except TypeError as error:
+                raise ConfigError(
+                    f"{self.analysis} cannot be called with the model, {n} prompt{'s' * (n > 1)} side by side and "
+                    f"these options: {error}. It takes {', '.join(taken.parameters)}."
+                ) from error
 
     def described(self) -> dict[str, Any]:
         """What the job is, as JSON values."""

@@ -1,8 +1,5 @@
 """Ray actors compute what one process computes, bit for bit, and outlive units that kill them."""
 
-import importlib.util
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,28 +8,34 @@ import pytest
 
 from mmlens.errors import ConfigError, SweepError
 from mmlens.sweeps import RayExecutor, sweep
-from tests.architecture import ROOT
 from tests.sweeps.build import QUICK, model, prompts
+from tests.sweeps.conftest import RunWithRay
 from tests.tiny import tiny_llava, tiny_processor
 
-WITH_RAY = '''
+START = """
 import os, sys, torch
 from pathlib import Path
 from mmlens.errors import SweepError
 from mmlens.model import HookedVLM
-from mmlens.sweeps import RayExecutor, SerialExecutor, sweep
+from mmlens.sweeps import RayExecutor, sweep
 from tests.engine.build import prompt, tiny_model
 from tests.sweeps.build import QUICK, prompts, shards
 
 torch.set_num_threads(1)
 out, name = Path(sys.argv[1]), sys.argv[2]
-executor, quiet = RayExecutor(n_actors=2), {"progress": False}
-sweep(name, prompts(5), "head_attribution", out / "serial", QUICK, **quiet)
+quiet = {"progress": False}
+"""
+
+OWN_CLUSTER = (
+    START
+    + '''
+executor = RayExecutor(n_actors=2)
+
 
 class Watched:
     """Notes where the processes of Ray listen."""
 
-    heard = {}
+    heard = set()
 
     def map(self, job, units, model):
         for pair in executor.map(job, units, model):
@@ -45,7 +48,7 @@ def listening():
     for fd in Path("/proc").glob("[0-9]*/fd/*"):
         try:
             command = (fd.parents[1] / "cmdline").read_text()
-            if "ray" in command.partition(chr(0))[0].lower() or "/ray/" in command:
+            if os.environ["RAY_TMPDIR"] in command or "ray::" in command:
                 owned[os.readlink(fd)] = command.replace(chr(0), " ")[:60]
         except OSError:
             continue
@@ -54,19 +57,27 @@ def listening():
             if row[3] == "0A" and f"socket:[{row[9]}]" in owned}
 
 
+sweep(name, prompts(5), "head_attribution", out / "serial", QUICK, **quiet)
 watched = Watched()
-watched.heard = set()
 report = sweep(name, prompts(5), "head_attribution", out / "ray", QUICK, executor=watched, **quiet)
 loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
-print(sorted(watched.heard))
 assert watched.heard and {address for address, _ in watched.heard} <= loopback, watched.heard
 assert report.computed == 5 and not report.poison, report
 assert shards(out / "ray") == shards(out / "serial")
 import ray
 
 assert not ray.is_initialized()
+sys.exit(42)
+'''
+)
 
-# One cluster for the rest, connected here, which the executor leaves alone.
+CONNECTED = (
+    START
+    + """
+import ray
+from mmlens.cli import main
+
+executor = RayExecutor(n_actors=1, retries=1)
 context = ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
 assert context.dashboard_url in ("", None), context.dashboard_url
 
@@ -76,12 +87,11 @@ assert killed.computed == 4 and not killed.poison and (out / "died").exists(), k
 sweep(name, prompts(4), "tests.sweeps.build:dies_once", out / "lived", options, **quiet)
 assert shards(out / "killed") == shards(out / "lived")
 
-asked = [prompt(0), prompt(1, "what is this ?"), prompt(2), prompt(3)]
+asked = [prompt(0), prompt(1, "what is this ?"), prompt(2, answer="zebra"), prompt(3)]
 options = {"bad": "what is this ?", "self_check": False}
 deadly = sweep(name, asked, "tests.sweeps.build:deadly", out / "deadly", options, executor=executor, **quiet)
-assert list(deadly.poison) == [1] and "did not survive" in deadly.poison[1] and deadly.computed == 3, deadly
-poisoned = sweep(name, asked, "tests.sweeps.build:poisoned", out / "poison", options, executor=executor, **quiet)
-assert dict(poisoned.poison) == {1: "ZeroDivisionError: sample 1 asked 'what is this ?'"}, poisoned
+assert list(deadly.poison) == [1, 2] and deadly.computed == 2, deadly
+assert "did not survive" in deadly.poison[1] and deadly.poison[2].startswith("AnswerError: "), deadly
 
 other = HookedVLM.from_pretrained(name)
 with torch.no_grad():
@@ -93,26 +103,36 @@ for wrong in (other, tiny_model()):
         assert "other weights" in str(error) or "could not load" in str(error), error
     else:
         raise AssertionError("actors with other weights went unnoticed")
+
+given = ["single_head_ablation", "--samples", "2", "--option", "self_check=false", "--no-progress"]
+for folder, where in (("a", ["--executor", "ray", "--actors", "1"]), ("b", [])):
+    sys.argv = ["mmlens", "sweep", given[0], str(out / folder), *given[1:], *where]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, end.code
+assert len(shards(out / "a")) == 2 and shards(out / "a") == shards(out / "b")
 assert ray.is_initialized()
 ray.shutdown()
 sys.exit(42)
-'''
+"""
+)
 
 
 @pytest.mark.slow
-def test_ray_equals_serial_and_outlives_dead_actors(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("script", [OWN_CLUSTER, CONNECTED], ids=["own cluster", "connected"])
+def test_ray_equals_serial_and_outlives_dead_actors(
+    script: str, run_with_ray: RunWithRay, tmp_path: Path
+) -> None:
     tiny_llava(seed=1, n_kv=2).save_pretrained(tmp_path / "model")
     tiny_processor().save_pretrained(tmp_path / "model")
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [sys.executable, "-c", WITH_RAY, str(tmp_path), str(tmp_path / "model")]
-    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert run.returncode == 42, run.stdout + run.stderr
+    run = run_with_ray(script, tmp_path, tmp_path / "model")
+    assert run.returncode == 42, run.stdout
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
-def test_without_ray_the_error_says_what_to_install(tmp_path: Path) -> None:
+def test_without_ray_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
     arguments = (model(), prompts(1), "head_attribution", tmp_path, QUICK)
     with pytest.raises(SweepError, match=r"pip install 'mmlens\[ray\]'"):
         sweep(*arguments, executor=RayExecutor(), progress=False)

@@ -1,10 +1,13 @@
 """Files of a sweep: nothing half-written, nothing damaged unnoticed, and a full disk loses nothing."""
 
+import fcntl
+import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +19,10 @@ import pytest
 from mmlens.errors import DiskFull, SweepError
 from mmlens.result.archive import seal
 from mmlens.sweeps.store import SweepFolder
+from mmlens.sweeps.unit import content_address
 from tests.architecture import ROOT
 
-A, B = "a" * 64, "b" * 64
+A, B, C = "a" * 64, "b" * 64, "c" * 64
 MANIFEST: dict[str, Any] = {"analysis": "x", "options": {"seed": 1}, "units": [A, B]}
 
 
@@ -47,12 +51,84 @@ def test_what_is_written_is_found_again(tmp_path: Path) -> None:
     assert again.manifest()["units"] == [A, B]
 
 
-@pytest.mark.parametrize("name", list(MANIFEST))
-def test_another_sweep_is_refused_by_what_differs(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "other"), [("analysis", "y"), ("options", {"seed": 2})])
+def test_another_sweep_is_refused_by_what_differs(tmp_path: Path, name: str, other: Any) -> None:
     SweepFolder.open(tmp_path, MANIFEST)
-    other = {"analysis": "y", "options": {"seed": 2}, "units": [A]}[name]
     with pytest.raises(SweepError, match=f"another sweep: {name} is .* there and .* here"):
         SweepFolder.open(tmp_path, MANIFEST | {name: other})
+
+
+# --- the list of units
+
+
+def units(path: Path, given: list[str | None]) -> list[str | None]:
+    """Opens a folder for a list of units; what the manifest says then."""
+    return SweepFolder.open(path, MANIFEST | {"units": given}).manifest()["units"]
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "then"),
+    [
+        ([A], [A, B], [A, B]),
+        ([A, B], [A], [A, B]),
+        ([A, None], [A, None, C], [A, None, C]),
+        ([A, None, C], [None, B], [A, B, C]),
+        ([None], [A, B], [A, B]),
+    ],
+)
+def test_of_two_lists_the_longer_one_stays_with_every_address(
+    tmp_path: Path, there: list[str | None], here: list[str | None], then: list[str | None]
+) -> None:
+    units(tmp_path, there)
+    assert units(tmp_path, here) == then and units(tmp_path, there) == then
+    assert not list((tmp_path / "quarantine").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "sample"),
+    [([A, B], [B, A], 0), ([A, B], [A, C], 1), ([A, B], [A, C, B], 1), ([A, None, C], [A, B, A], 2)],
+)
+def test_any_other_list_is_refused_by_the_first_sample_that_differs(
+    tmp_path: Path, there: list[str | None], here: list[str | None], sample: int
+) -> None:
+    units(tmp_path, there)
+    before = (tmp_path / "manifest.json").read_bytes()
+    with pytest.raises(SweepError, match=f"another sweep: sample {sample} is another one there than here"):
+        units(tmp_path, here)
+    assert (tmp_path / "manifest.json").read_bytes() == before
+
+
+def test_a_shorter_list_that_was_late_does_not_take_back_what_another_writer_added(tmp_path: Path) -> None:
+    """The writer of the short list has seen an empty folder; the other one writes before it does."""
+    folder, started = SweepFolder.open(tmp_path, MANIFEST), threading.Event()
+    (tmp_path / "manifest.json").unlink()
+    with (tmp_path / ".manifest.lock").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        late = threading.Thread(target=lambda: (started.set(), units(tmp_path, [A])))
+        late.start()
+        started.wait()
+        late.join(0.5)
+        assert late.is_alive() and not (tmp_path / "manifest.json").exists()
+        content = {"format": 1, **MANIFEST, "units": [A, B]}
+        sealed = json.dumps({**content, "sha256": content_address(content)})
+        (tmp_path / "manifest.json").write_text(sealed)
+    late.join(30)
+    assert not late.is_alive() and folder.manifest()["units"] == [A, B]
+
+
+def test_the_lock_of_a_killed_writer_holds_nobody_up(tmp_path: Path) -> None:
+    SweepFolder.open(tmp_path, MANIFEST | {"units": [A]})
+    hold = (
+        "import fcntl, sys, time; fcntl.flock(open(sys.argv[1], 'ab'), fcntl.LOCK_EX); print(1, flush=True)"
+    )
+    command = [sys.executable, "-c", f"{hold}; time.sleep(99)", str(tmp_path / ".manifest.lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout and holder.stdout.readline() == b"1\n"
+        holder.kill()
+    assert units(tmp_path, [A, B]) == [A, B]
+
+
+# --- damage
 
 
 def test_every_flipped_byte_and_every_cut_is_noticed(tmp_path: Path) -> None:

@@ -118,6 +118,32 @@ def test_killed_again_and_again_the_results_are_the_same_to_the_last_byte(tiny: 
     assert collect(tmp_path / "killed").data.identical(collect(tmp_path / "quiet").data)
 
 
+def test_a_list_that_grew_goes_on_in_its_folder(tiny: Any, tmp_path: Path) -> None:
+    run(tiny, tmp_path / "at once", 5)
+    run(tiny, tmp_path / "grown", 2)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "grown" / "units").iterdir()}
+    report = run(tiny, tmp_path / "grown", 5)
+    assert (report.n_units, report.found, report.computed) == (5, 2, 3)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert shards(tmp_path / "grown") == shards(tmp_path / "at once")
+    assert collect(tmp_path / "grown").data.identical(collect(tmp_path / "at once").data)
+    shorter = run(tiny, tmp_path / "grown", 2)
+    assert (shorter.n_units, shorter.found) == (2, 2) and collect(tmp_path / "grown").n == 5
+
+
+@FORK
+def test_two_writers_one_with_the_longer_list(tiny: Any, tmp_path: Path) -> None:
+    run(tiny, tmp_path / "one", 6)
+    for i, lengths in enumerate([(2, 6), (6, 2)]):
+        folder = tmp_path / str(i)
+        given = [(tiny, prompts(n), "head_attribution", folder, QUICK) for n in lengths]
+        children = [_forked(sweep, *arguments) for arguments in given]
+        for child in children:
+            child.join()
+        assert [child.exitcode for child in children] == [0, 0]
+        assert shards(folder) == shards(tmp_path / "one") and collect(folder).n == 6
+
+
 @FORK
 def test_two_writers_on_one_folder(tiny: Any, tmp_path: Path) -> None:
     run(tiny, tmp_path / "one", 6)
@@ -198,8 +224,11 @@ def test_an_unreadable_image_is_poison_until_it_is_mended(tiny: Any, tmp_path: P
 
 def test_another_sweep_in_the_folder_is_refused(tiny: Any, tmp_path: Path) -> None:
     run(tiny, tmp_path)
-    with pytest.raises(SweepError, match="another sweep: units is '3 units' there and '2 units, some"):
-        run(tiny, tmp_path, 2)
+    for other in ([0, 9, 2], [1, 0], [1, 0, 2, 3]):
+        first = next(i for i, number in enumerate(other) if number != i)
+        with pytest.raises(SweepError, match=f"another sweep: sample {first} is another one there than here"):
+            asked = [prompt(number) for number in other]
+            sweep(tiny, asked, "head_attribution", tmp_path, QUICK, progress=False)
     with pytest.raises(SweepError, match="another sweep: options"):
         sweep(tiny, prompts(3), "head_attribution", tmp_path, QUICK | {"seed": 1}, progress=False)
 
@@ -209,6 +238,21 @@ def test_malformed_shard_is_refused(tiny: Any, tmp_path: Path, part: str) -> Non
     with pytest.raises(ConfigError, match=r"must be i/n"):
         run(tiny, tmp_path, shard=part)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("analysis", "asked", "match"),
+    [
+        ("single_head_ablation", [(prompt(0), prompt(1))], "with the model, 2 prompts side by side"),
+        ("faithfulness", [prompt(0)], "missing a required argument: 'scores'"),
+    ],
+)
+def test_calls_that_cannot_work_are_refused_before_any_work(
+    tmp_path: Path, analysis: str, asked: list[Any], match: str
+) -> None:
+    with pytest.raises(ConfigError, match=match):
+        sweep("no such model", asked, analysis, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_prompts_no_results_and_no_such_choice_are_refused(tiny: Any, tmp_path: Path) -> None:
