@@ -17,6 +17,7 @@ intervals, and step 5.
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -39,7 +40,7 @@ from mmlens.analyses.samples import (
     sample_generator,
 )
 from mmlens.analyses.surrogate import Growth, Surrogate, SurrogatePlan, fit_surrogate
-from mmlens.engine import Engine, open_runs
+from mmlens.engine import Engine, MaskedRuns, open_runs
 from mmlens.errors import MMLensError
 from mmlens.inputs import Inputs, TokenMap
 from mmlens.interventions import HeadBaseline, ImageKV
@@ -68,6 +69,7 @@ def head_attribution(
     first_sample: int = 0,
     engine: Engine = "auto",
     batch_size: int | None = None,
+    compile: bool = False,
     self_check: bool = True,
     progress: bool = True,
 ) -> AttributionResult:
@@ -95,7 +97,9 @@ def head_attribution(
         seed: of masks and bootstrap; each sample has its own stream.
         first_sample: number of the first prompt in the set that it is taken from; its masks are those of that number.
         engine: ``auto``, ``prefix`` or ``plain``; see ``mmlens.engine.open_runs``.
-        batch_size: masks run together; None chooses.
+        batch_size: masks run together; None chooses by size and free memory. Should memory run out, it is halved and
+            the work goes on; ``info`` has the size that was used last and how often it was halved.
+        compile: whether the engine's layers run through ``torch.compile``.
         self_check: whether to compare the engine with the plain path on two random masks per prompt.
         progress: whether to show a bar.
 
@@ -128,13 +132,14 @@ def head_attribution(
     check_prior(prior, estimator, model, metric=measure.name, seed=seed)
     inputs = as_samples(model, prompts, measure)  # 1
     priors = head_priors(model, inputs, prior, metric=measure, baseline=baseline)
-    opening = {"baseline": baseline, "engine": engine, "batch_size": batch_size, "self_check": self_check}
-    found, engines = _surrogates(
+    opening = {"baseline": baseline, "engine": engine, "batch_size": batch_size, "compile": compile}
+    opening["self_check"] = self_check
+    found, ran = _surrogates(
         model, inputs, measure, plan, (seed, first_sample), opening, priors, progress
     )  # 2-4
     data = _dataset(model, inputs, found, plan, measure, baseline_name(baseline))  # 5, 6
-    about: dict[str, Any] = {"engine": engines, "batch_size": batch_size, "seed": seed}
-    settings = _settings(plan, measure, opening, prior, found)
+    settings = {**_settings(plan, measure, opening, prior, found), "batches_halved": ran.n_halvings}
+    about: dict[str, Any] = {"engine": ran.engines, "batch_size": ran.batch_size, "seed": seed}
     info = run_info(model, inputs, seconds=time.perf_counter() - started, settings=settings, **about)
     return AttributionResult(data=data, info=info)
 
@@ -147,6 +152,7 @@ def _settings(
         "metric": metric.name,
         "baseline": baseline_name(opening["baseline"]),
         "self_check": opening["self_check"],
+        "compile": opening["compile"],
         "prior": prior_name(prior),
         "n_runs": sum(one.n_runs for one in found),
     }
@@ -161,12 +167,12 @@ def _surrogates(
     opening: dict[str, Any],
     priors: OfSample,
     progress: bool,
-) -> tuple[list[Surrogate], str]:
+) -> tuple[list[Surrogate], "_Ran"]:
     n, per_sample = (
         inputs.batch_size,
         plan.first_size(model.cfg.n_layers * model.cfg.n_heads) + plan.n_heldout + 2,
     )
-    found, engines = [], []
+    found, ran = [], _Ran()
     seed, first = seed_and_first
     with tqdm(total=n * per_sample, desc="head attribution", unit="run", disable=not progress) as bar:
         for i in range(n):
@@ -177,8 +183,24 @@ def _surrogates(
                 found.append(fit_surrogate(runs, plan, generator=masks, prior=priors(i), progress=bar))
             except MMLensError as error:
                 raise named(error, inputs, i) from error
-            engines.append(runs.engine)
-    return found, ", ".join(sorted(set(engines)))
+            ran.note(runs)
+            if runs.n_halvings:
+                opening["batch_size"] = runs.batch_size  # the next prompt need not find it out again
+    return found, ran
+
+
+@dataclass
+class _Ran:
+    """How the runs went, without holding on to them: engines, smallest batch, and how often it was halved."""
+
+    engines: str = ""
+    batch_size: int | None = None
+    n_halvings: int = 0
+
+    def note(self, runs: MaskedRuns) -> None:
+        self.engines = ", ".join(sorted({*filter(None, self.engines.split(", ")), runs.engine}))
+        self.batch_size = min(runs.batch_size, self.batch_size or runs.batch_size)
+        self.n_halvings += runs.n_halvings
 
 
 def _dataset(
