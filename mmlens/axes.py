@@ -37,7 +37,7 @@ AXES: dict[str, str] = {
     "condition": "what was done to the model before it was asked",
     "group": "groups of samples or sets of heads that are compared, or groups of token positions that are patched",
     "group_other": "the second group of a comparison",
-    "pair": "pairs of different groups, each once",
+    "pair": "pairs of different groups or heads, each once",
     "baseline": "ways of replacing what an ablated head would read",
     "stage": "stretches of a model's depth: early, middle, late",
     "planted_head": "heads of a planted model that were chosen beforehand",

@@ -32,6 +32,7 @@ from mmlens.analyses.mention_flow import mention_flow
 from mmlens.analyses.object_tokens import object_token_ablation
 from mmlens.analyses.pairs import Pairs, as_pairs, noisy_images, swapped_images
 from mmlens.analyses.path_patching import Receivers, path_patching
+from mmlens.analyses.pooled_head_attribution import pooled_head_attribution
 from mmlens.analyses.random_heads import layer_matched_rankings
 from mmlens.analyses.recovery import recovery
 from mmlens.analyses.reference_statistics import reference_statistics
@@ -78,6 +79,7 @@ __all__ = [
     "noisy_images",
     "object_token_ablation",
     "path_patching",
+    "pooled_head_attribution",
     "recovery",
     "reference_statistics",
     "score_rank_correlations",

@@ -18,10 +18,10 @@ from mmlens.analyses.samples import image_digests
 from mmlens.config import ModelConfig
 from mmlens.errors import DesignError, NonFiniteError, ShapeError
 from mmlens.inputs import Inputs
-from mmlens.result import AttributionResult, HeadScoreResult, PatchingResult
+from mmlens.result import HeadResult, PatchingResult, PooledAttributionResult
 from mmlens.result.resampling import resampled_means
 
-Scored = AttributionResult | HeadScoreResult | PatchingResult | np.ndarray | Tensor
+Scored = HeadResult | PatchingResult | np.ndarray | Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,8 +153,10 @@ def _values(
 ) -> tuple[Float[np.ndarray, "sample layer head"], str, frozenset[tuple[str, str]]]:
     """Scores per prompt, what they are, and the prompts they come from."""
     words, chosen_on = "given scores", frozenset[tuple[str, str]]()
-    if isinstance(scores, AttributionResult | HeadScoreResult | PatchingResult):
+    if isinstance(scores, HeadResult | PatchingResult):
         data, info = scores.data[scores.main], scores.info
+        if isinstance(scores, PooledAttributionResult):
+            data = data.expand_dims("sample")
         if data.dims[1:] != ("layer", "head"):
             raise ShapeError(
                 f"a circuit is chosen by a score per query head [sample, layer, head]; these are {list(data.dims)}."

@@ -44,9 +44,9 @@ from mmlens.inputs import Inputs
 from mmlens.interventions import HeadBaseline, ImageKV
 from mmlens.metrics import as_metric
 from mmlens.model import HookedVLM
-from mmlens.result import AttributionResult, FaithfulnessResult, HeadScoreResult
+from mmlens.result import FaithfulnessResult, HeadResult, mean_map
 
-Scores = AttributionResult | HeadScoreResult | np.ndarray | Tensor | xr.DataArray
+Scores = HeadResult | np.ndarray | Tensor | xr.DataArray
 Array = np.ndarray
 
 _SMALL_EFFECT = 0.1
@@ -119,7 +119,7 @@ def faithfulness(
     """
     started = time.perf_counter()
     measure = as_metric(metric)
-    inputs = as_samples(model, prompts)
+    inputs = as_samples(model, prompts, measure)
     _check_options(scores, n_random)
     overlap = _check_overlap(scores, inputs, allow_overlap)
     ranked = torch.stack([_rankings(model, inputs, name, one) for name, one in scores.items()])  # 1
@@ -172,7 +172,7 @@ def _check_overlap(scores: Mapping[str, Scores], inputs: Inputs, allow: bool) ->
     here = set(zip(image_digests(inputs), questions, strict=True))
     found = {}
     for name, one in scores.items():
-        if isinstance(one, AttributionResult | HeadScoreResult):
+        if isinstance(one, HeadResult):
             theirs = one.info.prompts or ("",) * len(one.info.image_sha256)
             found[name] = len(here & set(zip(one.info.image_sha256, theirs, strict=True)))
     fitted = [name for name, count in found.items() if count]
@@ -186,10 +186,7 @@ def _check_overlap(scores: Mapping[str, Scores], inputs: Inputs, allow: bool) ->
 
 
 def _rankings(model: HookedVLM, inputs: Inputs, name: str, scores: Scores) -> Int[Tensor, "sample rank"]:
-    if isinstance(scores, AttributionResult | HeadScoreResult):
-        values = np.asarray(scores.data[scores.main].mean("sample"))
-    else:
-        values = np.asarray(scores)
+    values = np.asarray(mean_map(scores) if isinstance(scores, HeadResult) else scores)
     shape = (model.cfg.n_layers, model.cfg.n_heads)
     if values.shape not in (shape, (inputs.batch_size, *shape)):
         raise ShapeError(

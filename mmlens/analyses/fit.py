@@ -24,9 +24,10 @@ from scipy import stats
 from torch import Tensor
 
 from mmlens.analyses.design import MaskDesign
+from mmlens.analyses.fit_checks import check_varied, determination, finite_and_varying
 from mmlens.analyses.fit_units import Units, reduced
 from mmlens.analyses.left_out_choice import PENALTIES, Fitted, best_left_out
-from mmlens.errors import DesignError, NonFiniteError
+from mmlens.errors import DesignError
 
 Estimator = Literal["auto", "ols", "ridge", "prior_ridge", "lasso", "best"]
 Array = np.ndarray
@@ -113,11 +114,11 @@ def fit_heads(
         generator: source of the bootstrap's randomness.
 
     Returns:
-        Coefficients with intervals. Least-squares intervals keep their coverage for every head. Ridge
-        intervals add the expected shrinkage to the bootstrap's spread: they hold on average over heads, while
-        the largest effects may lie above them. ``prior_ridge`` and lasso take the interval of least squares, widened
-        until it holds their own coefficient; where the masks do not determine all heads, that of ridge, which
-        for ``prior_ridge`` is only as good as the prior.
+        Coefficients with intervals. Least-squares intervals keep their coverage for every head. Whatever shrinks
+        (ridge, around a prior or not, and lasso) takes the interval of least squares, widened until it holds its own
+        coefficient. Where the masks do not determine all heads it is that of ridge, with the expected shrinkage added
+        to the bootstrap's spread: it holds on average over heads, while the largest effects may lie above it, and
+        around a prior it is only as good as the prior.
 
     Raises:
         NonFiniteError: a value is NaN or infinite.
@@ -186,11 +187,12 @@ def _ridge(units: Units, penalty: float, prior: Float[Array, " factor"] | None) 
     theta = around.theta(penalty) + (0.0 if prior is None else prior)
     kind: Fitted = "prior_ridge" if prior is not None else "ridge" if penalty > 0 else "ols"
     told: dict[str, Any] = {"units": around, "width_penalty": penalty, "centre": theta}
-    if prior is not None and units.full_rank and units.spare_dof(0.0) >= 1:
+    if penalty > 0 and units.full_rank and units.spare_dof(0.0) >= 1:
         told = {"units": units, "width_penalty": 0.0, "centre": units.theta(0.0)}
-    elif prior is not None:
+    elif penalty > 0:
         wide = _wide_enough(around, penalty)
-        told = {"units": around, "width_penalty": wide, "centre": prior + around.theta(wide)}
+        centre = around.theta(wide) + (0.0 if prior is None else prior)
+        told = {"units": around, "width_penalty": wide, "centre": centre}
     return Coefficients(theta=theta, kind=kind, penalty=penalty, **told)
 
 
@@ -206,19 +208,29 @@ def heldout_scores(
 ) -> tuple[float, float]:
     """R2 and Pearson correlation of a fit on masks that it has not seen.
 
+    Raises:
+        NonFiniteError, DesignError: as ``prediction_scores``.
+    """
+    return prediction_scores(fit.predict(masks), values)
+
+
+def prediction_scores(
+    predicted: Float[Array, " mask"], values: Float[Tensor, " mask"]
+) -> tuple[float, float]:
+    """R2 and Pearson correlation of predictions.
+
     R2 is 1 - squared error / variance around the held-out mean; it is negative for a fit worse than that
     mean.
 
     Raises:
         NonFiniteError: a value is NaN or infinite.
-        DesignError: fewer than three masks, or values that are all equal.
+        DesignError: fewer than three masks, or values or predictions that are all equal.
     """
     if len(values) < 3:
         raise DesignError(
             f"{len(values)} held-out masks cannot judge a fit; use at least 3 (better 64 or more)."
         )
     y = finite_and_varying(values)
-    predicted = fit.predict(masks)
     if np.ptp(predicted) == 0:
         raise DesignError(
             "the surrogate predicts one value for every held-out mask; all its coefficients are 0."
@@ -252,10 +264,19 @@ def split_half(
         half = design.subset(index)
         units = reduced(half, checked_values(half, values[index], estimator, 0.5))
         thetas.append(solve(units, estimator).theta)
-    if min(np.ptp(theta) for theta in thetas) == 0:  # lasso may leave no head
+    return agreement(*thetas, ratio=design.n_masks / len(halves[0]))
+
+
+def agreement(
+    first: Float[Array, " factor"], second: Float[Array, " factor"], *, ratio: float
+) -> tuple[float, float]:
+    """Pearson r of the coefficients of two parts, and the Spearman-Brown value of ``ratio`` times as many masks.
+
+    NaN if a part has the same coefficient for every head, as lasso may.
+    """
+    if min(np.ptp(first), np.ptp(second)) == 0:
         return float("nan"), float("nan")
-    r = float(np.corrcoef(*thetas)[0, 1])
-    ratio = design.n_masks / len(halves[0])
+    r = float(np.corrcoef(first, second)[0, 1])
     return r, ratio * r / (1 + (ratio - 1) * r) if r > 0 else r
 
 
@@ -290,43 +311,6 @@ def check_confidence(estimator: str, confidence: float) -> None:
         )
     if not 0.0 < confidence < 1.0:
         raise DesignError(f"confidence={confidence} must lie strictly between 0 and 1, for example 0.95.")
-
-
-def check_varied(design: MaskDesign) -> None:
-    """Every head is kept by some mask and ablated by another.
-
-    Raises:
-        DesignError: one is not.
-    """
-    frozen = (design.masks == design.masks[:1]).all(0).nonzero().tolist()
-    if frozen:
-        layer, head = frozen[0]
-        raise DesignError(
-            f"{len(frozen)} heads are always kept or always ablated in these {design.n_masks} masks (the "
-            "first: "
-            f"layer {layer}, head {head}), so their effect cannot be estimated; draw more masks."
-        )
-
-
-def finite_and_varying(values: Float[Tensor, " mask"]) -> Float[Array, " mask"]:
-    """Values as an array, if all are finite and they are not all one.
-
-    Raises:
-        NonFiniteError, DesignError: they are not.
-    """
-    y = values.detach().cpu().double().numpy()
-    if not np.isfinite(y).all():
-        bad = np.flatnonzero(~np.isfinite(y))
-        raise NonFiniteError(
-            f"the metric is not finite for {len(bad)} of {len(y)} masks (the first: mask {bad[0]})."
-        )
-    if np.ptp(y) <= 1e-12 * max(1.0, np.abs(y).max()):
-        raise DesignError(
-            f"the metric is {y[0]:g} under all {len(y)} masks: ablating heads does not move it. Check that "
-            "the "
-            "prompt has text after the image and that the metric reads the intended answer."
-        )
-    return y
 
 
 def _choose_penalty(units: Units, estimator: str) -> float:
@@ -377,8 +361,3 @@ def _half_width(
         draws = draws + penalty * (solve @ theta) + lost_sd * normal
     small_sample = stats.t.ppf((1 + confidence) / 2, dof) / stats.norm.ppf((1 + confidence) / 2)
     return np.quantile(np.abs(draws), confidence, axis=0) * small_sample
-
-
-def determination(y: Float[Array, " mask"], predicted: Float[Array, " mask"]) -> float:
-    """R2: one minus squared error over squared deviation from the mean."""
-    return float(1.0 - ((y - predicted) ** 2).sum() / ((y - y.mean()) ** 2).sum())

@@ -4,7 +4,7 @@
    prompt. Their sum is the whole effect, and they lie close to the coefficients of masked regression; the
    gradient at the clean point alone does not, for heads that can stand in for each other.
 2. An earlier result (warm start): a prompt's own theta where the result has the same question about the same image,
-   else the mean of theta over the earlier prompts.
+   else the mean of theta over the earlier prompts; of a pooled result, the theta that its prompts share.
 3. Ridge then shrinks towards the prior instead of towards 0 (``fit``), if left-out runs say that this is better.
 
 Source: ridge around a prior mean is Bayesian linear regression; its use on head masks is ours.
@@ -23,9 +23,9 @@ from mmlens.inputs import Inputs
 from mmlens.interventions import HeadBaseline, ImageKV
 from mmlens.metrics import Metric
 from mmlens.model import HookedVLM
-from mmlens.result import AttributionResult
+from mmlens.result import AttributionResult, PooledAttributionResult
 
-Prior = Literal["none", "gates"] | AttributionResult
+Prior = Literal["none", "gates"] | AttributionResult | PooledAttributionResult
 OfSample = Callable[[int], Float[np.ndarray, "layer head"] | None]
 
 _USING = ("auto", "prior_ridge", "best")
@@ -35,7 +35,7 @@ def check_prior(prior: Prior, estimator: str, model: HookedVLM, *, metric: str, 
     """Refuses a prior that cannot serve.
 
     Raises:
-        DesignError: it is unknown, of another model shape or metric, drawn by the same masks, or not used.
+        DesignError: it is unknown, missing, of another model shape or metric, drawn by the same masks, or not used.
     """
     if isinstance(prior, str):
         if prior not in ("none", "gates"):
@@ -43,6 +43,10 @@ def check_prior(prior: Prior, estimator: str, model: HookedVLM, *, metric: str, 
                 f"prior={prior!r} is unknown; give 'none', 'gates' or an earlier AttributionResult."
             )
         if prior == "none":
+            if estimator == "prior_ridge":
+                raise DesignError(
+                    "estimator='prior_ridge' shrinks towards a prior; give one, for example prior='gates'."
+                )
             return
     else:
         _check_result(prior, model, metric, seed)
@@ -52,8 +56,10 @@ def check_prior(prior: Prior, estimator: str, model: HookedVLM, *, metric: str, 
         )
 
 
-def _check_result(prior: AttributionResult, model: HookedVLM, metric: str, seed: int) -> None:
-    shape, mine = tuple(prior.theta.shape[1:]), (model.cfg.n_layers, model.cfg.n_heads)
+def _check_result(
+    prior: AttributionResult | PooledAttributionResult, model: HookedVLM, metric: str, seed: int
+) -> None:
+    shape, mine = tuple(prior.theta.shape[-2:]), (model.cfg.n_layers, model.cfg.n_heads)
     if shape != mine:
         raise DesignError(f"the prior has {shape} layers and heads, this model {mine}.")
     if prior.data.attrs["metric"] != metric:
@@ -86,6 +92,9 @@ def head_priors(
     """
     if prior == "none":
         return lambda sample: None
+    if isinstance(prior, PooledAttributionResult):
+        common = prior.theta.values.astype(float)
+        return lambda sample: common
     if isinstance(prior, AttributionResult):
         theta = prior.theta.values.astype(float)
         places = _same_prompts(prior, inputs)
@@ -102,11 +111,10 @@ def head_priors(
 
 def prior_name(prior: Prior) -> str:
     """Where a prior comes from, in a few words."""
-    return (
-        prior
-        if isinstance(prior, str)
-        else f"earlier result, seed {prior.info.seed}, {len(prior.theta)} prompts"
-    )
+    if isinstance(prior, str):
+        return prior
+    kind = "pooled" if isinstance(prior, PooledAttributionResult) else "earlier"
+    return f"{kind} result, seed {prior.info.seed}, {prior.n} prompts"
 
 
 def _same_prompts(prior: AttributionResult, inputs: Inputs) -> list[int | None]:

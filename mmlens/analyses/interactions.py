@@ -23,20 +23,29 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from mmlens.analyses.design import MaskDesign, draw_design
-from mmlens.analyses.fit import checked_values, solve
+from mmlens.analyses.fit import check_confidence, checked_values, solve
 from mmlens.analyses.fit_units import Units, pair_members
-from mmlens.analyses.samples import as_samples, baseline_name, named, run_info, sample_generator
+from mmlens.analyses.samples import (
+    as_samples,
+    baseline_name,
+    named,
+    run_info,
+    sample_coords,
+    sample_generator,
+)
 from mmlens.engine import Engine, open_runs
 from mmlens.errors import DesignError, MMLensError
 from mmlens.interventions import HeadBaseline, ImageKV
 from mmlens.metrics import as_metric
 from mmlens.model import HookedVLM
-from mmlens.result import RunInfo
+from mmlens.result import InteractionResult
+from mmlens.result.interactions import PAIR_COORDS
 
 Head = tuple[int, int]
 Array = np.ndarray
@@ -59,33 +68,10 @@ class PairFit:
     n_masks: int
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class HeadInteractions:
-    """Interactions of several prompts.
-
-    Attributes:
-        fits: one per prompt, all of the same pairs.
-        info: provenance.
-    """
-
-    fits: tuple[PairFit, ...]
-    info: RunInfo
-
-    @property
-    def pairs(self) -> tuple[tuple[Head, Head], ...]:
-        """The two heads of each pair."""
-        return self.fits[0].pairs
-
-    @property
-    def interaction(self) -> Float[Array, "sample pair"]:
-        """Per prompt and pair, in the metric's unit."""
-        return np.stack([fit.interaction for fit in self.fits])
-
-
 def fit_interactions(
     design: MaskDesign,
     values: Float[Tensor, " mask"],
-    heads: Sequence[Head],
+    heads: Sequence[Sequence[int]],
     *,
     confidence: float = 0.95,
     n_boot: int = 1000,
@@ -130,7 +116,7 @@ def fit_interactions(
 def head_interactions(
     model: HookedVLM,
     prompts: Any,
-    heads: Sequence[Head],
+    heads: Sequence[Sequence[int]],
     *,
     metric: Any = "logit",
     baseline: HeadBaseline | ImageKV = "mean_image_tokens",
@@ -138,11 +124,12 @@ def head_interactions(
     design: Literal["antithetic", "iid"] = "antithetic",
     confidence: float = 0.95,
     seed: int = 0,
+    first_sample: int = 0,
     engine: Engine = "auto",
     batch_size: int | None = None,
     self_check: bool = True,
     progress: bool = True,
-) -> HeadInteractions:
+) -> InteractionResult:
     """Interactions of every pair of some heads, while all heads of the model are masked at random.
 
     Args:
@@ -155,10 +142,15 @@ def head_interactions(
         design: ``antithetic`` or ``iid``.
         confidence: coverage of each pair's interval.
         seed: of masks and bootstrap; each prompt has its own stream.
+        first_sample: number of the first prompt in the set that it is taken from; its masks are those of that number.
         engine: ``auto``, ``prefix`` or ``plain``; see ``mmlens.engine.open_runs``.
         batch_size: masks run together; None chooses.
         self_check: whether to compare the engine with the plain path on two random masks per prompt.
         progress: whether to show a bar.
+
+    Returns:
+        interaction [sample, pair] in the metric's unit, negative = either head can stand in for the other, with
+        intervals.
 
     Raises:
         AnswerError, EngineNotExact, NonFiniteError: as ``head_attribution``.
@@ -166,12 +158,13 @@ def head_interactions(
     """
     started, measure = time.perf_counter(), as_metric(metric)
     shape = model.cfg.n_layers, model.cfg.n_heads
-    check_interactions(n_masks, shape, heads, design, 0.5)
-    inputs = as_samples(model, prompts)
+    check_confidence("ols", confidence)
+    pairs = check_interactions(n_masks, shape, heads, design, 0.5)
+    inputs = as_samples(model, prompts, measure)
     opening = {"baseline": baseline, "engine": engine, "batch_size": batch_size, "self_check": self_check}
-    fits = []
+    fits, engines = [], []
     for i in tqdm(range(inputs.batch_size), desc="head interactions", unit="prompt", disable=not progress):
-        masks, check = sample_generator(seed, i), sample_generator(seed, i, "check")
+        masks, check = (sample_generator(seed, first_sample + i, use) for use in ("masks", "check"))
         try:
             runs = open_runs(model, inputs.select([i]), metric=measure, generator=check, **opening)
             drawn = draw_design(n_masks, *shape, kind=design, generator=masks)
@@ -179,21 +172,34 @@ def head_interactions(
             fits.append(fit_interactions(drawn, values, heads, confidence=confidence, generator=masks))
         except MMLensError as error:
             raise named(error, inputs, i) from error
-    settings = {
-        "metric": measure.name,
-        "baseline": baseline_name(baseline),
-        "heads": [list(head) for head in heads],
-        "n_masks": n_masks,
-        "design": design,
-        "confidence": confidence,
-    }
-    seconds = time.perf_counter() - started
-    info = run_info(model, inputs, seconds=seconds, settings=settings, batch_size=batch_size, seed=seed)
-    return HeadInteractions(fits=tuple(fits), info=info)
+        engines.append(runs.engine)
+    about = {"metric": measure.name, "baseline": baseline_name(baseline), "design": design}
+    data = _dataset(fits, pairs, confidence).assign_coords(sample_coords(model, inputs))
+    data = data.assign_attrs(about, unit=measure.unit)
+    places = [[int(x) for x in head] for head in heads]
+    settings = {**about, "heads": places, "n_masks": n_masks, "confidence": confidence}
+    settings |= {"self_check": self_check, "n_runs": n_masks * inputs.batch_size}
+    told: dict[str, Any] = {"engine": ", ".join(sorted(set(engines))), "batch_size": batch_size, "seed": seed}
+    info = run_info(model, inputs, seconds=time.perf_counter() - started, settings=settings, **told)
+    return InteractionResult(data=data, info=info)
+
+
+def _dataset(fits: Sequence[PairFit], pairs: Sequence[tuple[Head, Head]], confidence: float) -> xr.Dataset:
+    interval = np.stack([fit.interval.T for fit in fits])
+    text = f"{confidence:.0%} bootstrap interval of the interaction over masks".replace("%", " %")
+    places = np.array(pairs, dtype=int).reshape(len(pairs), 4)
+    return xr.Dataset(
+        {
+            "interaction": (("sample", "pair"), np.stack([fit.interaction for fit in fits])),
+            "interval": (("sample", "pair", "bound"), interval, {"description": text}),
+            "n_masks": ("sample", np.array([fit.n_masks for fit in fits])),
+        },
+        coords={name: ("pair", places[:, i]) for i, name in enumerate(PAIR_COORDS)},
+    )
 
 
 def check_interactions(
-    n_masks: int, shape: Sequence[int], heads: Sequence[Head], kind: str, keep: float
+    n_masks: int, shape: Sequence[int], heads: Sequence[Sequence[int]], kind: str, keep: float
 ) -> tuple[tuple[Head, Head], ...]:
     """Pairs of the heads, if such a design can tell them apart.
 

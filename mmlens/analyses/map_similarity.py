@@ -32,7 +32,7 @@ from jaxtyping import Bool, Float
 
 from mmlens.analyses.faithfulness import Scores
 from mmlens.errors import ConfigError, DesignError, NonFiniteError, ShapeError
-from mmlens.result import AttributionResult, HeadScoreResult, MapSimilarityResult, RunInfo
+from mmlens.result import AttributionResult, HeadResult, HeadScoreResult, MapSimilarityResult, RunInfo
 from mmlens.result.resampling import percentile_interval
 
 Array = np.ndarray
@@ -132,7 +132,7 @@ def _directions(results: Mapping[str, Scores]) -> dict[str, Float[Array, "sample
 
 def _maps(name: str, scores: Scores) -> tuple[Float[Array, "sample layer head"], list[str]]:
     """Maps of one group, and the labels of its samples."""
-    if isinstance(scores, AttributionResult | HeadScoreResult):
+    if isinstance(scores, HeadResult):
         scores = scores.data[scores.main]
     if isinstance(scores, xr.DataArray) and {"sample", "layer", "head"} == set(scores.dims):
         scores = scores.transpose("sample", "layer", "head")
@@ -238,11 +238,7 @@ def _score(scores: Scores) -> str:
 
 def _info(results: Mapping[str, Scores], settings: dict[str, int], seed: int, seconds: float) -> RunInfo:
     """Provenance: that of the results, as far as there is one."""
-    infos = {
-        name: one.info
-        for name, one in results.items()
-        if isinstance(one, AttributionResult | HeadScoreResult)
-    }
+    infos = {name: one.info for name, one in results.items() if isinstance(one, HeadResult)}
 
     def joined(field: str) -> str:
         known = [str(getattr(info, field)) for info in infos.values()]

@@ -20,14 +20,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmlens.analyses.design import MaskDesign
-from mmlens.analyses.fit import (
-    Estimator,
-    check_confidence,
-    check_varied,
-    determination,
-    finite_and_varying,
-    solve,
-)
+from mmlens.analyses.fit import Estimator, agreement, check_confidence, solve
+from mmlens.analyses.fit_checks import check_varied, determination, finite_and_varying
 from mmlens.analyses.fit_units import joined, reduced
 from mmlens.analyses.left_out_choice import Fitted
 from mmlens.errors import DesignError, MMLensError
@@ -112,6 +106,43 @@ def fit_pooled(
         penalty=float(solved.penalty),
         n_masks=np.array([design.n_masks for design in designs]),
     )
+
+
+def split_half_pooled(
+    design: MaskDesign,
+    sample: Int[Tensor, " mask"],
+    half: Int[Tensor, " mask"],
+    values: Float[Tensor, " mask"],
+    *,
+    estimator: Estimator = "auto",
+) -> tuple[float, float]:
+    """Correlation of the common theta between two halves of every prompt's masks, and what it implies for all.
+
+    Args:
+        design: the masks that were run, of all prompts.
+        sample: number of the prompt that each was run with.
+        half: 0 or 1, the half that each belongs to; pairs stay together.
+        values: the metric under each of them.
+        estimator: as in ``fit_heads``, chosen in each half by itself; no prior takes part.
+
+    Returns:
+        As ``split_half``. What differs between prompts is in both halves alike, so that masks alone can make them
+        disagree.
+
+    Raises:
+        DesignError: a half is too small to fit, or ablates or keeps some head throughout.
+    """
+    thetas, halves = [], [(half == which).nonzero()[:, 0] for which in (0, 1)]
+    kind = "ridge" if estimator == "prior_ridge" else estimator
+    for index in halves:
+        check_varied(design.subset(index))
+        parts = []
+        for one in sample[index].unique():
+            own = index[sample[index] == one]
+            if design.paired or len(own) > 1:  # of a single independent mask, the intercept leaves nothing
+                parts.append(reduced(design.subset(own), values[own].double().numpy()))
+        thetas.append(solve(joined(parts), kind).theta)
+    return agreement(*thetas, ratio=design.n_masks / min(map(len, halves)))
 
 
 def _together(designs: Sequence[MaskDesign], values: Sequence[Tensor]) -> MaskDesign:

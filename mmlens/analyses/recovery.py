@@ -26,7 +26,15 @@ from scipy.stats import rankdata
 
 from mmlens.analyses.faithfulness import Scores
 from mmlens.errors import DesignError, NonFiniteError, ShapeError
-from mmlens.result import AttributionResult, HeadScoreResult, PlantedTruth, RecoveryResult, RunInfo
+from mmlens.result import (
+    AttributionResult,
+    HeadResult,
+    HeadScoreResult,
+    PlantedTruth,
+    PooledAttributionResult,
+    RecoveryResult,
+    RunInfo,
+)
 from mmlens.result.planted_truth import Index
 from mmlens.result.resampling import percentile_interval, resampled_means
 
@@ -107,6 +115,8 @@ def _named(scores: Scores | Mapping[str, Scores]) -> dict[str, Scores]:
         return dict(scores)
     if isinstance(scores, AttributionResult):
         return {"head attribution": scores}
+    if isinstance(scores, PooledAttributionResult):
+        return {"pooled head attribution": scores}
     return {scores.data.attrs["method"] if isinstance(scores, HeadScoreResult) else "scores": scores}
 
 
@@ -120,7 +130,7 @@ def _check_use(used: Bool[Array, "layer head"], family: str, baseline: str) -> N
 
 def _maps(name: str, scores: Scores, shape: tuple[int, int]) -> Float[Array, "sample head"]:
     """Scores of one method as rows over all heads; a single map is one row."""
-    if isinstance(scores, AttributionResult | HeadScoreResult):
+    if isinstance(scores, HeadResult):
         scores = scores.data[scores.main]
     if isinstance(scores, xr.DataArray) and {"layer", "head"} <= set(scores.dims):
         scores = scores.transpose(..., "layer", "head")
@@ -137,7 +147,7 @@ def _maps(name: str, scores: Scores, shape: tuple[int, int]) -> Float[Array, "sa
 
 def _comparable(scores: Scores, truth: PlantedTruth) -> bool:
     """Whether scores say that they are in the unit, and of the metric if they name one, of the truth."""
-    if isinstance(scores, AttributionResult | HeadScoreResult):
+    if isinstance(scores, HeadResult):
         unit = scores.data.attrs["unit"]
         metric = scores.data.attrs.get("metric", scores.info.settings.get("metric"))
     elif isinstance(scores, xr.DataArray):
@@ -154,7 +164,7 @@ def _of_other_weights(named: Mapping[str, Scores], truth: PlantedTruth) -> list[
     return [
         name
         for name, one in named.items()
-        if isinstance(one, AttributionResult | HeadScoreResult) and one.info.weight_fingerprint != mine
+        if isinstance(one, HeadResult) and one.info.weight_fingerprint != mine
     ]
 
 

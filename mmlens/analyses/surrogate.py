@@ -19,15 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmlens.analyses.design import DesignKind, MaskDesign, block_size, draw_design
-from mmlens.analyses.fit import (
-    Estimator,
-    HeadFit,
-    check_varied,
-    finite_and_varying,
-    fit_heads,
-    heldout_scores,
-    split_half,
-)
+from mmlens.analyses.fit import Estimator, HeadFit, fit_heads, heldout_scores, split_half
+from mmlens.analyses.fit_checks import check_varied, finite_and_varying
 from mmlens.engine import MaskedRuns
 from mmlens.errors import DesignError
 
@@ -204,7 +197,7 @@ def fit_surrogate(
     design = draw_design(plan.first_size(total), n_layers, n_heads, kind=kind, **law)
     if plan.n_masks != "auto":
         check_varied(design)
-    clean, ablated = _ends(runs, fresh, progress)
+    clean, ablated = measured_ends(runs, fresh, progress)
     # 2. masks
     values = runs(design.masks, progress=progress)
     # 3. more masks
@@ -237,10 +230,20 @@ def fit_surrogate(
     )
 
 
-def _ends(
+def measured_ends(
     runs: MaskedRuns, fresh: Bool[Tensor, "mask layer head"], progress: tqdm | None
 ) -> tuple[float, float]:
-    """The metric with no head and with every head ablated; if they are equal, some masks must move it."""
+    """The metric with no head and with every head ablated; if they are equal, some masks must move it.
+
+    Args:
+        runs: the prompt, ready to run.
+        fresh: masks of which the first are tried if the ends are equal.
+        progress: bar that is moved on by the number of runs.
+
+    Raises:
+        DesignError: neither the ends nor those masks move the metric.
+        NonFiniteError: the metric is not finite under some mask.
+    """
     ends = torch.stack([torch.ones(runs.shape, dtype=torch.bool), torch.zeros(runs.shape, dtype=torch.bool)])
     clean, ablated = runs(ends, progress=progress).tolist()
     if clean == ablated:

@@ -38,6 +38,7 @@ from mmlens.result import (
     AttributionResult,
     HeadMaskingResult,
     HeadScoreResult,
+    PooledAttributionResult,
     ReferenceStatistics,
     VisualHeadsResult,
 )
@@ -164,6 +165,8 @@ def head_table(scores: Any, model: HookedVLM) -> tuple[str, Float[Tensor, "layer
         name, values = str(scores.data.attrs["method"]), scores.score.mean("sample").values
     elif isinstance(scores, AttributionResult):
         name, values = "head attribution", scores.theta.mean("sample").values
+    elif isinstance(scores, PooledAttributionResult):
+        name, values = "pooled head attribution", scores.theta.values
     else:
         values = scores
     table = torch.as_tensor(np.array(values, np.float64))

@@ -1,6 +1,6 @@
 """How many head masks run together: as many as keep matrix products busy, as long as memory holds them.
 
-1. About a thousand rows (masks × suffix positions) keep a CPU busy, some thousands a GPU.
+1. Two thousand rows (masks × suffix positions) keep a CPU busy, some thousands a GPU.
 2. What one mask needs follows from the configuration; a batch may take a part of the memory that is free.
 3. Should memory run out all the same, ``MaskedRuns`` halves its batch and goes on.
 
@@ -13,7 +13,7 @@ import torch
 from mmlens.config import ModelConfig
 from mmlens.engine.kernels import MAX_SCORES
 
-_CPU_ROWS, _GPU_ROWS = 1024, 4096
+_CPU_ROWS, _GPU_ROWS = 2048, 4096
 """Rows that keep matrix products busy."""
 _MOST_MASKS = 256
 _SHARE = 0.5

@@ -17,6 +17,7 @@ from mmlens.plots.flow_graph import flow_graph
 from mmlens.plots.head_comparison_matrix import head_comparison_matrix
 from mmlens.plots.head_map import head_map
 from mmlens.plots.image_overlay import image_overlay
+from mmlens.plots.interaction_bars import interaction_bars
 from mmlens.plots.lens_map import lens_map
 from mmlens.plots.masking_bars import masking_bars
 from mmlens.plots.object_token_bars import object_token_bars
@@ -46,6 +47,7 @@ __all__ = [
     "head_comparison_matrix",
     "head_map",
     "image_overlay",
+    "interaction_bars",
     "lens_map",
     "masking_bars",
     "object_token_bars",

@@ -18,14 +18,14 @@ from mmlens.plots.theme import (
     unit_alone,
     with_unit,
 )
-from mmlens.result import AttributionResult, HeadScoreResult
+from mmlens.result import AttributionResult, HeadResult, PooledAttributionResult
 
 MAX_MENU = 40
 """Samples offered in the menu beside their mean; more make the figure heavy."""
 
 
 def head_map(
-    result: AttributionResult | HeadScoreResult,
+    result: HeadResult,
     *,
     sample: int | str | None = None,
     title: str | None = None,
@@ -46,7 +46,8 @@ def head_map(
         The figure. Positive (red) = removing the head hurts the answer, for attributions.
     """
     views = {"mean over samples" if result.n > 1 else "this sample": result.summary(sample)}
-    if menu and sample is None and 1 < result.n <= MAX_MENU:
+    single = "sample" in result.data[result.main].dims
+    if menu and single and sample is None and 1 < result.n <= MAX_MENU:
         views |= dict(zip(_names(result), [result.summary(i) for i in range(result.n)], strict=True))
     name, unit, sign = _words(result)
     bound = limit or symmetric_limit(np.stack([view["theta"].values for view in views.values()]))
@@ -71,15 +72,15 @@ def head_map(
     return figure
 
 
-def _words(result: AttributionResult | HeadScoreResult) -> tuple[str, str, str]:
+def _words(result: HeadResult) -> tuple[str, str, str]:
     """Name of the score, its unit and the meaning of its sign."""
     attrs = result.data.attrs
-    if isinstance(result, AttributionResult):
+    if isinstance(result, AttributionResult | PooledAttributionResult):
         return f"attribution of the {attrs['metric']}", attrs["unit"], str(result.theta.attrs["sign"])
     return attrs["method"], attrs["unit"], attrs["sign"]
 
 
-def _names(result: AttributionResult | HeadScoreResult) -> Sequence[str]:
+def _names(result: HeadResult) -> Sequence[str]:
     """Menu entries of the samples."""
     questions = result.data.coords.get("question")
     return sample_names(

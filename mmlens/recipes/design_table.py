@@ -179,7 +179,7 @@ def interaction_table(*, n: int = N, n_masks: int = 256, seed: int = SEED) -> st
     rows = []
     for k, (one, other) in enumerate(columns[0].pairs):
         true = exact[truth.players.index(one), truth.players.index(other)]
-        means = [f"{found.interaction[:, k].mean():.3f}" for found in columns]
+        means = [f"{found.interaction.values[:, k].mean():.3f}" for found in columns]
         rows.append([f"{one[0]}.{one[1]}, {other[0]}.{other[1]}", f"{true:.3f}", *means])
     header = ["heads", "exact (logit)", f"{n_masks} masks in pairs", f"{n_masks} independent masks"]
     return markdown_table(header, rows)

@@ -3,13 +3,14 @@
 For every planted model and every question family that its truth claims:
 
 1. Score all heads with every method, on the first prompts that the truth was measured on: what a head is worth is a
-   mean over prompts, and a method is to estimate that mean, not to guess how other prompts differ.
+   mean over prompts, and a method is to estimate that mean, not to guess how other prompts differ. Head attribution may
+   fit at most MAX_MASKS masks per prompt, pooled head attribution as many for all prompts of a family together.
 2. Judge the scores by the truth on the same prompts (:func:`mmlens.analyses.recovery`). Closed heads read the mean
    image token, unless the effects of different prompts cancel under that baseline; then they cannot see the image.
 3. Random scores are judged, too: what chance recovers.
 
-Prints one table of planting × method, means over families with the worst family beside them, and writes all
-figures to a JSON file.
+Prints one table of planting × method, means over families with the worst family beside them, and the masks that were
+fitted; writes all figures to a JSON file.
 """
 
 import argparse
@@ -21,20 +22,36 @@ from typing import Any
 import numpy as np
 import typer
 
-from mmlens.analyses import attention_weight, head_attribution, recovery, single_head_ablation
+from mmlens.analyses import (
+    attention_weight,
+    gate_attribution,
+    head_attribution,
+    pooled_head_attribution,
+    recovery,
+    single_head_ablation,
+)
 from mmlens.datasets import scenes
 from mmlens.errors import DesignError
 from mmlens.inputs import Prompt
 from mmlens.interventions import HeadBaseline
 from mmlens.model import HookedVLM
 from mmlens.pretrained import names, path
+from mmlens.recipes.markdown import markdown_table
 from mmlens.recipes.planted_truth import BASELINES, TRUTH
 from mmlens.recipes.planted_truth import SEED as TRUTH_SEED
-from mmlens.result import PlantedTruth, RecoveryResult, write_atomically
+from mmlens.result import (
+    AttributionResult,
+    PlantedTruth,
+    PooledAttributionResult,
+    RecoveryResult,
+    write_atomically,
+)
 
 PREFIX = "planted-"
 MERITS = ("auroc", "average_precision", "recovered_at_k", "correlation")
 N, SEED, N_RANDOM = 24, 33, 200
+MAX_MASKS = 960
+"""Fitted masks of one prompt (of one family, if pooled); ten Hadamard blocks of these models."""
 CONSISTENCY = 0.5
 """Below this the effects of different prompts cancel (PlantedTruth.consistency)."""
 
@@ -54,8 +71,13 @@ def method_scores(
         baseline: what closed heads read.
         seed: of head masks.
     """
+    options: dict[str, Any] = {"baseline": baseline, "seed": seed, "progress": False}
     return {
-        "head attribution": head_attribution(model, prompts, baseline=baseline, seed=seed, progress=False),
+        "head attribution": head_attribution(model, prompts, max_masks=MAX_MASKS, **options),
+        "pooled head attribution": pooled_head_attribution(
+            model, prompts, max_masks=MAX_MASKS // len(prompts), **options
+        ),
+        "gate attribution": gate_attribution(model, prompts, baseline=baseline, progress=False).effect,
         "single-head ablation": single_head_ablation(model, prompts, baseline=baseline, progress=False),
         "attention weight": attention_weight(model, prompts, progress=False),
     }
@@ -75,7 +97,10 @@ def judge(
     """Steps 2 and 3: one row a method, random scores last (the mean of N_RANDOM draws)."""
     result = recovery(scores, truth, family=family, baseline=baseline)
     about = {"family": family, "baseline": baseline}
-    rows = [{**about, "method": name, **_merits(result, name)} for name in scores]
+    rows = [
+        {**about, "method": name, **_merits(result, name), "n_masks": _masks(one)}
+        for name, one in scores.items()
+    ]
     rng = np.random.default_rng(SEED)
     draws = {f"draw {i}": rng.random(truth.shape) for i in range(N_RANDOM)}
     random = recovery(draws, truth, family=family, baseline=baseline, n_boot=1)
@@ -91,12 +116,20 @@ def _merits(result: RecoveryResult, method: str) -> dict[str, Any]:
     return found
 
 
+def _masks(scores: Any) -> list[int]:
+    """Head masks fitted to each prompt; none by methods that fit nothing."""
+    fits = isinstance(scores, AttributionResult | PooledAttributionResult)
+    return [int(n) for n in scores.data["n_masks"].values] if fits else []
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: one row a planting and method, mean over families (worst family)."""
-    lines = [
-        "| planting | method | AUROC | average precision | recovered at k | correlation |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    """Markdown: one row a planting and method, mean over families (worst family).
+
+    Where a method fitted head masks, a column tells how many per prompt: median (most).
+    """
+    header = ["planting", "method", "AUROC", "average precision", "recovered at k", "correlation"]
+    counted = any(row.get("n_masks") for row in rows)
+    header, lines = header + ["masks per prompt"] * counted, []
     for planting, method in dict.fromkeys((row["planting"], row["method"]) for row in rows):
         chosen = [row for row in rows if (row["planting"], row["method"]) == (planting, method)]
         cells = []
@@ -106,8 +139,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             cells.append(
                 f"{known.mean():.3f} ({known.min():.3f})" if len(known) == len(values) else "undefined"
             )
-        lines.append(f"| {planting} | {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        masks = [n for row in chosen for n in row.get("n_masks", [])]
+        told = f"{np.median(masks):.0f} ({max(masks)})" if masks else "none"
+        lines.append([planting, method, *cells, *[told] * counted])
+    return markdown_table(header, lines)
 
 
 def rows_of(name: str, *, n: int = N) -> list[dict[str, Any]]:

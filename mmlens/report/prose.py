@@ -80,11 +80,25 @@ def _fit_card(result: AttributionResult) -> Card:
     text = (
         f"Fitted on {drawn} random sets of heads per sample and tested on fresh ones: the sum of the kept "
         f"heads' attributions explains this share of the variation ({spread}Pearson "
-        f"{mean_text(result.heldout_pearson.values)})."
+        f"{mean_text(result.heldout_pearson.values)}).{_agreement(result)}{_cost(result)}"
     )
     if weak:
         text += " That is weak: heads do not simply add up here, so read the map as a hint only."
     return Card(value=number(known.mean()), label="held-out R²", text=text, weak=weak)
+
+
+def _agreement(result: AttributionResult) -> str:
+    """How well two halves of the masks agree, if that was measured."""
+    if "split_half" not in result.data:
+        return ""
+    return f" Maps from two halves of the masks correlate with r = {mean_text(result.data['split_half'].values)}."
+
+
+def _cost(result: AttributionResult) -> str:
+    """Time and speed, if they were recorded."""
+    if result.seconds is None or result.masks_per_second is None:
+        return ""
+    return f" It took {number(result.seconds)} s, {result.masks_per_second:.0f} masks per second."
 
 
 def _heads_card(result: AttributionResult) -> Card:

@@ -54,10 +54,17 @@ def _sample_card(result: AttributionResult, i: int) -> SampleCard:
         image=_thumbnail(data),
         right=said == wanted if said and wanted else None,
         metric=f"{number(float(data['clean']))} {unit}; {number(float(data['ablated']))} without the image",
-        fit=f"R² {_number(data['r2'])}, Pearson {_number(data['heldout_pearson'])}",
+        fit=_fit(data),
         tokens=tuple(rows),
         **{name: visible(text) if text else "" for name, text in texts.items()},
     )
+
+
+def _fit(data: xr.Dataset) -> str:
+    """Evidence for the fit of one sample."""
+    halves = f", split-half r {_number(data['split_half'])}" if "split_half" in data else ""
+    evidence = f"R² {_number(data['r2'])}, Pearson {_number(data['heldout_pearson'])}{halves}"
+    return f"{evidence}; {int(data['n_masks'])} masks"
 
 
 def _number(value: xr.DataArray) -> str:

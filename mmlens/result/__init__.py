@@ -13,13 +13,17 @@ from mmlens.result.faithfulness import FaithfulnessResult
 from mmlens.result.flow import FlowResult
 from mmlens.result.head_comparison import HeadComparisonResult
 from mmlens.result.head_masking import HeadMaskingResult
+from mmlens.result.head_results import HeadResult, mean_map
 from mmlens.result.head_score import HeadScoreResult
 from mmlens.result.image_maps import ImageMapResult
+from mmlens.result.interactions import InteractionResult
 from mmlens.result.logit_lens import LogitLensResult
 from mmlens.result.map_similarity import MapSimilarityResult
 from mmlens.result.object_tokens import ObjectTokensResult
+from mmlens.result.paired_leads import paired_leads
 from mmlens.result.patching import PATCH_SIGN, PatchingResult
 from mmlens.result.planted_truth import PlantedTruth
+from mmlens.result.pooled_attribution import PooledAttributionResult
 from mmlens.result.provenance import RunInfo
 from mmlens.result.recovery import RecoveryResult
 from mmlens.result.reference_statistics import ReferenceStatistics
@@ -40,13 +44,16 @@ __all__ = [
     "FlowResult",
     "HeadComparisonResult",
     "HeadMaskingResult",
+    "HeadResult",
     "HeadScoreResult",
     "ImageMapResult",
+    "InteractionResult",
     "LogitLensResult",
     "MapSimilarityResult",
     "ObjectTokensResult",
     "PatchingResult",
     "PlantedTruth",
+    "PooledAttributionResult",
     "RecoveryResult",
     "ReferenceStatistics",
     "Result",
@@ -55,6 +62,8 @@ __all__ = [
     "VisualHeadsResult",
     "estimate_agreement",
     "image_variables",
+    "mean_map",
+    "paired_leads",
     "token_variables",
     "write_atomically",
 ]

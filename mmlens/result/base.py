@@ -41,6 +41,8 @@ class Result(ABC):
         variables: every variable the result must or may hold.
         required_attrs: dataset attributes that must be non-empty strings.
         plotter: ``module:function`` of the default figure.
+        of_all_samples: whether the main variable is one answer for all samples together, so that an analysis of one
+            sample at a time would not be the same analysis.
 
     Raises:
         ResultError: on construction, if ``data`` is not what the class describes.
@@ -51,6 +53,7 @@ class Result(ABC):
     variables: ClassVar[Mapping[str, Variable]]
     required_attrs: ClassVar[tuple[str, ...]]
     plotter: ClassVar[str]
+    of_all_samples: ClassVar[bool] = False
 
     data: xr.Dataset
     info: RunInfo

@@ -147,7 +147,7 @@ def test_saved_and_loaded(result: AttributionResult, tmp_path: Any) -> None:
 
 
 def test_what_must_fail_names_the_sample(model: Any, prompts: list[Any]) -> None:
-    with pytest.raises(AnswerError, match=r"sample 0 \('what is this \?'\): the metric needs the answer"):
+    with pytest.raises(AnswerError, match=r"the metric needs the answer of every sample; sample 0 has none"):
         head_attribution(model, [prompt(0, "what is this ?", answer=None, foil=None)], **QUICK)
     with pytest.raises(DesignError, match="multiples of 24 masks, not 50"):
         head_attribution(model, prompts, **{**QUICK, "n_masks": 50, "design": "hadamard"})

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmlens.analyses import gate_attribution, head_attribution
+from mmlens.analyses import gate_attribution, head_attribution, pooled_head_attribution
 from mmlens.analyses.head_prior import check_prior, head_priors, prior_name
 from mmlens.analyses.samples import as_samples
 from mmlens.errors import DesignError, MetricError
@@ -96,3 +96,20 @@ def test_what_cannot_serve(model: Any, prompts: list[Any], earlier: AttributionR
 def test_unknown_priors(model: Any) -> None:
     with pytest.raises(DesignError, match="prior='flat' is unknown"):
         check_prior("flat", "auto", model, metric="logit", seed=0)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_prior_is_missed_before_anything_runs(model: Any, prompts: list[Any]) -> None:
+    with pytest.raises(DesignError, match="shrinks towards a prior; give one"):
+        head_attribution(model, prompts, estimator="prior_ridge", n_masks=24, **QUICK)
+
+
+def test_a_pooled_result_gives_every_prompt_what_they_share(model: Any, prompts: list[Any]) -> None:
+    pooled = pooled_head_attribution(model, prompts, n_masks=24, seed=5, **QUICK)
+    found = head_priors(model, as_samples(model, prompts), pooled, metric=METRICS["logit"], baseline=BASELINE)
+    for i in range(2):
+        np.testing.assert_array_equal(found(i), pooled.theta)
+    assert prior_name(pooled) == "pooled result, seed 5, 2 prompts"
+    with pytest.raises(DesignError, match="drawn with seed 5, too"):
+        check_prior(pooled, "auto", model, metric="logit", seed=5)
+    with pytest.raises(DesignError, match="explains 'logit', not 'prob'"):
+        check_prior(pooled, "auto", model, metric="prob", seed=0)

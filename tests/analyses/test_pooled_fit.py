@@ -7,9 +7,10 @@ import pytest
 import torch
 from sklearn.linear_model import LinearRegression
 
+from mmlens.analyses.dealt_design import draw_dealt
 from mmlens.analyses.design import MaskDesign, draw_design
-from mmlens.analyses.fit import fit_heads
-from mmlens.analyses.pooled_fit import fit_pooled
+from mmlens.analyses.fit import fit_heads, split_half
+from mmlens.analyses.pooled_fit import fit_pooled, split_half_pooled
 from mmlens.errors import DesignError, NonFiniteError
 
 TRUTH = torch.linspace(-1, 2, 12, dtype=torch.float64)
@@ -102,3 +103,37 @@ def test_what_cannot_be_pooled() -> None:
     other = draw_design(12, 3, 4, kind="antithetic", generator=rng())
     with pytest.raises(DesignError, match="cannot join"):
         fit([designs[0], other], [values[0], values[2]])
+
+
+@pytest.mark.parametrize("kind", ["iid", "antithetic"])
+def test_halves_of_one_prompt_are_those_of_a_single_fit(kind: str) -> None:
+    (design,), (values,) = runs(kind, 1, 80, 1.0)
+    half, everything = design.pair % 2, torch.zeros(80, dtype=torch.long)
+    pooled = split_half_pooled(design, everything, half, values)
+    assert pooled == pytest.approx(split_half(design, values))
+    assert pooled[0] < pooled[1] < 1
+
+
+def test_what_differs_between_prompts_is_in_both_halves() -> None:
+    dealt = draw_dealt(192, 2, 3, 4, kind="hadamard", generator=rng())
+    other = -TRUTH.flip(0)
+    x = dealt.design.masks.flatten(1).double()
+    values = torch.where(dealt.sample == 0, x @ TRUTH, x @ other) + 5.0 * dealt.sample
+    _, reliability = split_half_pooled(dealt.design, dealt.sample, dealt.half, values)
+    assert reliability > 0.9
+    apart = split_half_pooled(dealt.design, dealt.sample, dealt.sample, values)  # a prompt in each half
+    assert apart[0] == pytest.approx(float(np.corrcoef(TRUTH, other)[0, 1]), abs=1e-6)
+
+
+def test_halves_see_noise_and_a_single_mask_says_nothing() -> None:
+    dealt = draw_dealt(60, 20, 3, 4, kind="iid", generator=rng())  # three masks each
+    x = dealt.design.masks.flatten(1).double() @ TRUTH
+    noise = torch.randn(60, generator=rng(2)).double()
+    clean, noisy = (
+        split_half_pooled(dealt.design, dealt.sample, dealt.half, x + scale * noise, estimator="ridge")[1]
+        for scale in (0.0, 3.0)
+    )
+    assert noisy < 0.8 < clean
+    with pytest.raises(DesignError, match="always kept or always ablated"):
+        few = dealt.design.subset(torch.arange(4))
+        split_half_pooled(few, dealt.sample[:4], dealt.half[:4], x[:4])

@@ -5,7 +5,7 @@ import pytest
 
 from mmlens.plots import head_map
 from mmlens.result import HeadScoreResult
-from tests.result.examples import attribution, head_score
+from tests.result.examples import attribution, head_score, pooled_attribution
 
 
 def test_cells_are_the_mean_attribution_on_a_centred_scale() -> None:
@@ -93,3 +93,11 @@ def test_hostile_names_are_shown_as_text() -> None:
 def test_the_subtitle_says_which_interval_it_is(n: int) -> None:
     subtitle = head_map(attribution(n)).layout.meta["subtitle"]
     assert ("bootstrap" in subtitle) == (n == 1)
+
+
+def test_a_shared_map_is_drawn_alone() -> None:
+    result = pooled_attribution()
+    figure = head_map(result)
+    assert len(figure.data) == 2 and not figure.layout.updatemenus
+    assert np.allclose(figure.data[0].z, result.theta.values, atol=1e-3)
+    assert "n = 3" in figure.layout.meta["subtitle"]

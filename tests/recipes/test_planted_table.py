@@ -7,7 +7,15 @@ from mmlens.datasets import scenes
 from mmlens.errors import DesignError
 from mmlens.model import HookedVLM
 from mmlens.pretrained import path
-from mmlens.recipes.planted_table import CONSISTENCY, baseline_of, judge, method_scores, table
+from mmlens.recipes.planted_table import (
+    CONSISTENCY,
+    MAX_MASKS,
+    MERITS,
+    baseline_of,
+    judge,
+    method_scores,
+    table,
+)
 from mmlens.recipes.planted_truth import SEED, TRUTH
 from mmlens.result import PlantedTruth
 from tests.result.test_planted_truth import truth
@@ -42,4 +50,16 @@ def test_attribution_on_the_truths_own_prompts_finds_the_heads_in_use() -> None:
     best = rows[0]
     assert best["method"] == "head attribution" and best["auroc"] == 1.0 and best["correlation"] >= 0.98
     assert rows[-1]["auroc"] < 0.8
-    assert table([{"planting": "layer", **row} for row in rows]).count("\n") == 5
+    assert all(row["auroc"] == 1.0 for row in rows[:3])  # pooled and gates, too
+    fitted = {row["method"]: row.get("n_masks", []) for row in rows}
+    assert max(fitted["head attribution"]) <= MAX_MASKS
+    assert sum(fitted["pooled head attribution"]) <= MAX_MASKS
+    lines = table([{"planting": "layer", **row} for row in rows]).split("\n")
+    assert len(lines) == 8 and lines[0].endswith("| masks per prompt |")
+    assert lines[2].endswith("(192) |") and lines[-1].endswith("| none |")
+
+
+def test_without_masks_there_is_no_column_of_them() -> None:
+    row = {"planting": "layer", "method": "mine", **dict.fromkeys(MERITS, 1.0)}
+    assert table([row]).split("\n")[0].endswith("| correlation |")
+    assert table([row | {"correlation": float("nan")}]).endswith("| undefined |")

@@ -64,3 +64,16 @@ def test_a_threshold_that_is_never_reached_is_said() -> None:
 def test_means_of_nothing_are_undefined() -> None:
     assert mean_text(np.array([np.nan, np.nan])) == "undefined"
     assert mean_text(np.array([np.nan, -1.0])) == "−1.00"
+
+
+def test_the_fit_card_gives_agreement_and_cost_where_they_are_known() -> None:
+    result = attribution()
+    info = result.info.model_copy(update={"seconds": 4.0, "settings": {"n_runs": 1000}})
+    text = headline_cards(AttributionResult(data=result.data, info=info), None, None, None)[0].text
+    for part in ("512 random sets", "Pearson 0.9", "halves of the masks correlate with r = 0.9"):
+        assert part in text
+    assert "It took 4" in text and "250 masks per second" in text
+    untimed = info.model_copy(update={"seconds": 0.0})
+    data = result.data.drop_vars("split_half")
+    text = headline_cards(AttributionResult(data=data, info=untimed), None, None, None)[0].text
+    assert "halves" not in text and "took" not in text

@@ -8,8 +8,10 @@ from mmlens.result import (
     AttributionResult,
     FaithfulnessResult,
     HeadScoreResult,
+    InteractionResult,
     MapSimilarityResult,
     PlantedTruth,
+    PooledAttributionResult,
     RecoveryResult,
     RunInfo,
     image_variables,
@@ -146,6 +148,40 @@ def attribution(n: int = 3, *, random: bool = False, drawings: bool = True) -> A
         data=with_drawings(data) if drawings else data,
         info=run_info("random weights" if random else "scenes"),
     )
+
+
+def pooled_attribution(n: int = 3) -> PooledAttributionResult:
+    """The mean map of ``attribution`` as one that all prompts share."""
+    whole = attribution_data(n)
+    kept = ["r2", "heldout_pearson", "intercept", "clean", "ablated", "n_masks", "heldout_measured"]
+    data = whole[[*kept, "heldout_predicted"]].assign(
+        theta=whole["theta"].mean("sample"),
+        interval=whole["interval"].mean("sample"),
+        slope=("sample", np.linspace(0.5, 1.5, n)),
+        split_half=((), 0.9),
+        reliability=((), 0.95),
+    )
+    return PooledAttributionResult(data=data, info=run_info())
+
+
+def interactions(n: int = 3) -> InteractionResult:
+    """Three pairs: two heads that stand in for each other, two that need each other, two that do neither."""
+    values = np.array([-2.0, 0.01, 0.7]) + np.linspace(-0.1, 0.1, n)[:, None]
+    data = xr.Dataset(
+        {
+            "interaction": (("sample", "pair"), values),
+            "interval": (("sample", "pair", "bound"), np.stack([values - 0.2, values + 0.3], -1)),
+            "n_masks": ("sample", np.full(n, 256)),
+        },
+        coords={
+            "first_layer": ("pair", [2, 2, 3]),
+            "first_head": ("pair", [1, 1, 4]),
+            "second_layer": ("pair", [3, 4, 4]),
+            "second_head": ("pair", [4, 6, 6]),
+        },
+        attrs={"metric": "logit", "unit": "logit", "baseline": "mean_image_tokens", "design": "antithetic"},
+    )
+    return InteractionResult(data=data, info=run_info())
 
 
 def head_score(method: str = "attention weight", n: int = 3) -> HeadScoreResult:

@@ -68,5 +68,33 @@ def test_cells_without_an_image_are_refused() -> None:
         AttributionResult(data=data, info=run_info())
 
 
-def test_the_headline_names_fit_and_strongest_head() -> None:
-    assert "L3H1" in attribution().headline() and "R² 0.9" in attribution().headline()
+def test_the_headline_names_fit_cost_and_strongest_head() -> None:
+    text = attribution().headline()
+    for part in ("L3H1", "R² 0.9", "Pearson 0.9", "split-half r 0.9", "1536 masks in 12.3 s;"):
+        assert part in text
+
+
+def with_info(**changes: object) -> AttributionResult:
+    return AttributionResult(data=attribution_data(), info=run_info().model_copy(update=changes))
+
+
+def test_masks_per_second_are_runs_over_time() -> None:
+    timed = with_info(seconds=4.0, settings={"n_runs": 1000})
+    assert timed.masks_per_second == 250 and timed.seconds == 4 and "(250 masks/s)" in timed.headline()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"seconds": 0.0, "settings": {"n_runs": 1000}}, {"seconds": 4.0, "settings": {"n_runs": ["1", "2"]}}],
+)
+def test_what_was_not_recorded_is_not_made_up(changes: dict[str, object]) -> None:
+    untimed = with_info(**changes)
+    assert untimed.masks_per_second is None and "masks/s" not in untimed.headline()
+    assert untimed.seconds == (changes["seconds"] or None)
+
+
+def test_undefined_evidence_is_said() -> None:
+    data = attribution_data()
+    data["r2"].values[:] = np.nan
+    text = AttributionResult(data=data.drop_vars("split_half"), info=run_info()).headline()
+    assert "R² undefined" in text and "split-half" not in text

@@ -16,12 +16,24 @@ from tests.result.examples import (
     attribution,
     faithfulness,
     head_score,
+    interactions,
     map_similarity,
     planted_truth,
+    pooled_attribution,
     recovery_result,
 )
 
-EVERY_KIND = [attribution, head_score, faithfulness, accuracy, planted_truth, recovery_result, map_similarity]
+EVERY_KIND = [
+    attribution,
+    head_score,
+    faithfulness,
+    accuracy,
+    planted_truth,
+    recovery_result,
+    map_similarity,
+    interactions,
+    pooled_attribution,
+]
 
 
 def test_the_base_class_cannot_be_made() -> None:
