@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mmlens.analyses import model_correlations as model_correlations
     from mmlens.analyses import object_token_ablation as object_token_ablation
     from mmlens.analyses import path_patching as path_patching
+    from mmlens.analyses import pooled_head_attribution as pooled_head_attribution
     from mmlens.analyses import recovery as recovery
     from mmlens.analyses import reference_statistics as reference_statistics
     from mmlens.analyses import score_rank_correlations as score_rank_correlations
@@ -76,15 +77,18 @@ if TYPE_CHECKING:
     from mmlens.result import HeadMaskingResult as HeadMaskingResult
     from mmlens.result import HeadScoreResult as HeadScoreResult
     from mmlens.result import ImageMapResult as ImageMapResult
+    from mmlens.result import InteractionResult as InteractionResult
     from mmlens.result import LogitLensResult as LogitLensResult
     from mmlens.result import MapSimilarityResult as MapSimilarityResult
     from mmlens.result import ObjectTokensResult as ObjectTokensResult
     from mmlens.result import PatchingResult as PatchingResult
     from mmlens.result import PlantedTruth as PlantedTruth
+    from mmlens.result import PooledAttributionResult as PooledAttributionResult
     from mmlens.result import RecoveryResult as RecoveryResult
     from mmlens.result import ReferenceStatistics as ReferenceStatistics
     from mmlens.result import Result as Result
     from mmlens.result import VisualHeadsResult as VisualHeadsResult
+    from mmlens.result import paired_leads as paired_leads
     from mmlens.sweeps import RayExecutor as RayExecutor
     from mmlens.sweeps import SweepReport as SweepReport
     from mmlens.sweeps import collect as collect
@@ -112,6 +116,7 @@ _HOME = {
     "HookedVLM": "model",
     "ImageMapResult": "result",
     "Inputs": "inputs",
+    "InteractionResult": "result",
     "LogitLensResult": "result",
     "MMLensError": "errors",
     "MapSimilarityResult": "result",
@@ -122,6 +127,7 @@ _HOME = {
     "Patch": "interventions",
     "PatchingResult": "result",
     "PlantedTruth": "result",
+    "PooledAttributionResult": "result",
     "Prompt": "inputs",
     "RayExecutor": "sweeps",
     "Receivers": "analyses",
@@ -166,7 +172,9 @@ _HOME = {
     "mention_flow": "analyses",
     "model_correlations": "analyses",
     "object_token_ablation": "analyses",
+    "paired_leads": "result",
     "path_patching": "analyses",
+    "pooled_head_attribution": "analyses",
     "recovery": "analyses",
     "reference_statistics": "analyses",
     "score_rank_correlations": "analyses",
@@ -178,6 +186,8 @@ _HOME = {
 """Public name → the room that it is imported from when it is first used."""
 
 _ROOMS = (
+    "InteractionResult",
+    "PooledAttributionResult",
     "analyses",
     "axes",
     "config",
@@ -189,7 +199,9 @@ _ROOMS = (
     "loading",
     "metrics",
     "model",
+    "paired_leads",
     "plots",
+    "pooled_head_attribution",
     "pretrained",
     "recipes",
     "reference",

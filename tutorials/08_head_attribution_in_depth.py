@@ -32,10 +32,10 @@ from mmlens import (
     collect,
     head_attribution,
     head_interactions,
+    pooled_head_attribution,
     single_head_ablation,
     sweep,
 )
-from mmlens.analyses import pooled_head_attribution
 from mmlens.datasets import scenes
 from mmlens.engine import open_runs
 from mmlens.metrics import METRICS

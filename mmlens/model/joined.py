@@ -15,7 +15,8 @@ def joined_products(
     x: Float[Tensor, "*rows d_in"], maps: tuple[Linear, ...]
 ) -> tuple[Float[Tensor, "*rows _"], ...]:
     """The outputs of several maps of the same input; one product if their weights lie one after another in memory."""
-    if torch.compiler.is_compiling() or any(linear.is_packed for linear in maps):  # a graph cannot look at addresses
+    compiling = torch.compiler.is_compiling()  # a graph cannot look at addresses
+    if compiling or any(linear.is_packed for linear in maps):
         return tuple(linear(x) for linear in maps)
     weight = _joined([linear.weight for linear in maps])
     if weight is None or any(linear.bias is not None for linear in maps):

@@ -36,7 +36,7 @@ def test_size_shrinks_with_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         (2 * (scores + 5.5 * each), 5),
         (2 * (scores + 1.5 * each), 1),
         (0, 1),
-        (1e18, 32),
+        (1e18, 64),
     ):
         monkeypatch.setattr(batching, "free_bytes", lambda device, free=free: int(free))
         assert size(32, d_mlp=2**20) == expected
