@@ -29,6 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmlens.analyses.circuit_sets import HeadSet, as_head_sets, check_held_out, random_sets
+from mmlens.analyses.ran import Ran
 from mmlens.analyses.samples import (
     as_samples,
     baseline_name,
@@ -97,7 +98,7 @@ def circuit(
         raise DesignError(f"n_draws={n_draws}, n_boot={n_boot}: both must be at least 1, better 10 and 1000.")
     plans = [_Plan(one.mask, n_draws, seed, i) for i, one in enumerate(chosen.values())]
     opening = {"metric": measure, "baseline": baseline, "engine": engine, "batch_size": batch_size}
-    values, engines = masked_values(
+    values, ran = masked_values(
         model, inputs, [plan.masks for plan in plans], {**opening, "self_check": self_check}, seed, progress
     )  # 2
     effect = checked_effect(values[0][:, 0], values[0][:, 1])
@@ -113,13 +114,13 @@ def circuit(
         seconds=time.perf_counter() - started,
         settings={
             **data.attrs,
+            **ran.settings,
             "sets": {name: one.source for name, one in chosen.items()},
             "prompts_also_chosen_on": overlap,
             "n_draws": n_draws,
             "n_boot": n_boot,
         },
-        engine=", ".join(sorted(set(engines))),
-        batch_size=batch_size,
+        **ran.info,
         seed=seed,
     )
     return CircuitResult(data=data.assign_coords(sample_coords(model, inputs)), info=info)
@@ -142,7 +143,7 @@ def masked_values(
     opening: Mapping[str, Any],
     seed: int,
     progress: bool,
-) -> tuple[list[Float[Array, "sample mask"]], list[str]]:
+) -> tuple[list[Float[Array, "sample mask"]], Ran]:
     """Step 2: the metric of every prompt under every mask of every list, each distinct mask run once.
 
     Args:
@@ -155,19 +156,18 @@ def masked_values(
     """
     sizes = [len(one) for one in masks]
     distinct, where = torch.cat(masks).unique(dim=0, return_inverse=True)
-    rows, engines = [], []
+    rows, ran = [], Ran()
     total = inputs.batch_size * len(distinct)
     with tqdm(total=total, desc="circuits", unit="run", disable=not progress) as bar:
         for i in range(inputs.batch_size):
             try:
-                runs = open_runs(
-                    model, inputs.select([i]), generator=sample_generator(seed, i, "check"), **opening
-                )
+                check = sample_generator(seed, i, "check")
+                runs = open_runs(model, inputs.select([i]), generator=check, **ran.going_on(dict(opening)))
                 rows.append(runs(distinct, progress=bar)[where].double())
             except MMLensError as error:
                 raise named(error, inputs, i) from error
-            engines.append(runs.engine)
-    return [part.numpy() for part in torch.stack(rows).split(sizes, dim=1)], engines
+            ran.note(runs)
+    return [part.numpy() for part in torch.stack(rows).split(sizes, dim=1)], ran
 
 
 def checked_effect(

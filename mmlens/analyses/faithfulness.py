@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from mmlens.analyses.ran import Ran
 from mmlens.analyses.random_heads import layer_matched_rankings, ranking_of
 from mmlens.analyses.samples import (
     as_samples,
@@ -131,7 +132,7 @@ def faithfulness(
     grid = _sizes(sizes, rankings.shape[-1])
     opening = {"metric": measure, "baseline": baseline, "engine": engine, "batch_size": batch_size}
     opening["self_check"] = self_check
-    measured, engines = _measure(model, inputs, rankings, grid, opening, seed, progress)  # 3
+    measured, ran = _measure(model, inputs, rankings, grid, opening, seed, progress)  # 3
     data = _dataset(measured, list(scores), grid, n_boot, generator)  # 4, 5
     data.attrs |= {"metric": measure.name, "unit": measure.unit, "baseline": baseline_name(baseline)}
     info = run_info(
@@ -144,9 +145,9 @@ def faithfulness(
             "prompts_also_fitted": overlap,
             "prompts_with_small_effect": np.flatnonzero(_is_small(measured.effect)).tolist(),
             "self_check": self_check,
+            **ran.settings,
         },
-        engine=", ".join(sorted(set(engines))),
-        batch_size=batch_size,
+        **ran.info,
         seed=seed,
     )
     return FaithfulnessResult(data=data.assign_coords(sample_coords(model, inputs)), info=info)
@@ -217,23 +218,22 @@ def _measure(
     opening: Mapping[str, Any],
     seed: int,
     progress: bool,
-) -> tuple[_Measured, list[str]]:
-    keep, remove, engines = [], [], []
+) -> tuple[_Measured, Ran]:
+    keep, remove, ran = [], [], Ran()
     total = inputs.batch_size * rankings.shape[0] * len(sizes) * 2
     with tqdm(total=total, desc="faithfulness", unit="run", disable=not progress) as bar:
         for i in range(inputs.batch_size):
             try:
-                runs = open_runs(
-                    model, inputs.select([i]), generator=sample_generator(seed, i, "check"), **opening
-                )
+                check = sample_generator(seed, i, "check")
+                runs = open_runs(model, inputs.select([i]), generator=check, **ran.going_on(dict(opening)))
                 kept, removed = _measure_one(runs, rankings[:, i], sizes, bar)
             except MMLensError as error:
                 raise named(error, inputs, i) from error
             keep.append(kept)
             remove.append(removed)
-            engines.append(runs.engine)
+            ran.note(runs)
     keep, remove = np.stack(keep, axis=1), np.stack(remove, axis=1)
-    return _Measured(keep=keep, remove=remove, clean=keep[0, :, -1], ablated=keep[0, :, 0]), engines
+    return _Measured(keep=keep, remove=remove, clean=keep[0, :, -1], ablated=keep[0, :, 0]), ran
 
 
 def _measure_one(

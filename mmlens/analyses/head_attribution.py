@@ -17,7 +17,6 @@ intervals, and step 5.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +30,7 @@ from mmlens.analyses.attention_weight import attention_rows
 from mmlens.analyses.design import DesignKind
 from mmlens.analyses.fit import Estimator
 from mmlens.analyses.head_prior import OfSample, Prior, check_prior, head_priors, prior_name
+from mmlens.analyses.ran import Ran
 from mmlens.analyses.samples import (
     as_samples,
     baseline_name,
@@ -40,7 +40,7 @@ from mmlens.analyses.samples import (
     sample_generator,
 )
 from mmlens.analyses.surrogate import Growth, Surrogate, SurrogatePlan, fit_surrogate
-from mmlens.engine import Engine, MaskedRuns, open_runs
+from mmlens.engine import Engine, open_runs
 from mmlens.errors import MMLensError
 from mmlens.inputs import Inputs, TokenMap
 from mmlens.interventions import HeadBaseline, ImageKV
@@ -138,8 +138,8 @@ def head_attribution(
         model, inputs, measure, plan, (seed, first_sample), opening, priors, progress
     )  # 2-4
     data = _dataset(model, inputs, found, plan, measure, baseline_name(baseline))  # 5, 6
-    settings = {**_settings(plan, measure, opening, prior, found), "batches_halved": ran.n_halvings}
-    about: dict[str, Any] = {"engine": ran.engines, "batch_size": ran.batch_size, "seed": seed}
+    settings = {**_settings(plan, measure, opening, prior, found), **ran.settings}
+    about: dict[str, Any] = {**ran.info, "seed": seed}
     info = run_info(model, inputs, seconds=time.perf_counter() - started, settings=settings, **about)
     return AttributionResult(data=data, info=info)
 
@@ -167,40 +167,26 @@ def _surrogates(
     opening: dict[str, Any],
     priors: OfSample,
     progress: bool,
-) -> tuple[list[Surrogate], "_Ran"]:
+) -> tuple[list[Surrogate], Ran]:
     n, per_sample = (
         inputs.batch_size,
         plan.first_size(model.cfg.n_layers * model.cfg.n_heads) + plan.n_heldout + 2,
     )
-    found, ran = [], _Ran()
+    found, ran = [], Ran()
     seed, first = seed_and_first
     with tqdm(total=n * per_sample, desc="head attribution", unit="run", disable=not progress) as bar:
         for i in range(n):
             bar.set_postfix_str(f"prompt {i + 1} of {n}", refresh=False)
             check, masks = sample_generator(seed, first + i, "check"), sample_generator(seed, first + i)
             try:
-                runs = open_runs(model, inputs.select([i]), metric=metric, generator=check, **opening)
+                runs = open_runs(
+                    model, inputs.select([i]), metric=metric, generator=check, **ran.going_on(opening)
+                )
                 found.append(fit_surrogate(runs, plan, generator=masks, prior=priors(i), progress=bar))
             except MMLensError as error:
                 raise named(error, inputs, i) from error
             ran.note(runs)
-            if runs.n_halvings:
-                opening["batch_size"] = runs.batch_size  # the next prompt need not find it out again
     return found, ran
-
-
-@dataclass
-class _Ran:
-    """How the runs went, without holding on to them: engines, smallest batch, and how often it was halved."""
-
-    engines: str = ""
-    batch_size: int | None = None
-    n_halvings: int = 0
-
-    def note(self, runs: MaskedRuns) -> None:
-        self.engines = ", ".join(sorted({*filter(None, self.engines.split(", ")), runs.engine}))
-        self.batch_size = min(runs.batch_size, self.batch_size or runs.batch_size)
-        self.n_halvings += runs.n_halvings
 
 
 def _dataset(

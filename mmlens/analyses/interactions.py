@@ -31,6 +31,7 @@ from tqdm import tqdm
 from mmlens.analyses.design import MaskDesign, draw_design
 from mmlens.analyses.fit import check_confidence, checked_values, solve
 from mmlens.analyses.fit_units import Units, pair_members
+from mmlens.analyses.ran import Ran
 from mmlens.analyses.samples import (
     as_samples,
     baseline_name,
@@ -162,24 +163,26 @@ def head_interactions(
     pairs = check_interactions(n_masks, shape, heads, design, 0.5)
     inputs = as_samples(model, prompts, measure)
     opening = {"baseline": baseline, "engine": engine, "batch_size": batch_size, "self_check": self_check}
-    fits, engines = [], []
+    fits, ran = [], Ran()
     for i in tqdm(range(inputs.batch_size), desc="head interactions", unit="prompt", disable=not progress):
         masks, check = (sample_generator(seed, first_sample + i, use) for use in ("masks", "check"))
         try:
-            runs = open_runs(model, inputs.select([i]), metric=measure, generator=check, **opening)
+            runs = open_runs(
+                model, inputs.select([i]), metric=measure, generator=check, **ran.going_on(opening)
+            )
             drawn = draw_design(n_masks, *shape, kind=design, generator=masks)
             values = runs(drawn.masks)
             fits.append(fit_interactions(drawn, values, heads, confidence=confidence, generator=masks))
         except MMLensError as error:
             raise named(error, inputs, i) from error
-        engines.append(runs.engine)
+        ran.note(runs)
     about = {"metric": measure.name, "baseline": baseline_name(baseline), "design": design}
     data = _dataset(fits, pairs, confidence).assign_coords(sample_coords(model, inputs))
     data = data.assign_attrs(about, unit=measure.unit)
     places = [[int(x) for x in head] for head in heads]
     settings = {**about, "heads": places, "n_masks": n_masks, "confidence": confidence}
-    settings |= {"self_check": self_check, "n_runs": n_masks * inputs.batch_size}
-    told: dict[str, Any] = {"engine": ", ".join(sorted(set(engines))), "batch_size": batch_size, "seed": seed}
+    settings |= {"self_check": self_check, "n_runs": n_masks * inputs.batch_size, **ran.settings}
+    told: dict[str, Any] = {**ran.info, "seed": seed}
     info = run_info(model, inputs, seconds=time.perf_counter() - started, settings=settings, **told)
     return InteractionResult(data=data, info=info)
 

@@ -15,7 +15,7 @@ Source: masks and surrogate as in head attribution (Kim et al. 2025, arXiv 2509.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from mmlens.analyses.fit import Estimator, prediction_scores
 from mmlens.analyses.head_prior import OfSample, Prior, check_prior, head_priors, prior_name
 from mmlens.analyses.pooled_fit import PooledFit, fit_pooled, split_half_pooled
 from mmlens.analyses.pooled_plan import first_round, next_round, plan_for
+from mmlens.analyses.ran import Ran
 from mmlens.analyses.samples import (
     as_samples,
     baseline_name,
@@ -129,28 +130,28 @@ def pooled_head_attribution(
     bar = tqdm(total=n * (2 + n_heldout) + dealt.n_masks, desc="pooled attribution", disable=not progress)
     with bar:
         bench = _Bench(model=model, inputs=inputs, metric=measure, opening=opening, seed=seed, bar=bar)
-        data, dealt, engines = _measured(bench, plan, dealt, priors, generator)  # 2-6
+        data, dealt = _measured(bench, plan, dealt, priors, generator)  # 2-6
     data.attrs |= {"metric": measure.name, "unit": measure.unit, "baseline": baseline_name(baseline)}
-    settings = _settings(asked, measure, opening, prior, dealt)
-    told: dict[str, Any] = {"engine": engines, "batch_size": batch_size, "seed": seed}
+    settings = {**_settings(asked, measure, opening, prior, dealt), **bench.ran.settings}
+    told: dict[str, Any] = {**bench.ran.info, "seed": seed}
     info = run_info(model, inputs, seconds=time.perf_counter() - started, settings=settings, **told)
     return PooledAttributionResult(data=data.assign_coords(sample_coords(model, inputs)), info=info)
 
 
 def _measured(
     bench: "_Bench", plan: SurrogatePlan, dealt: DealtDesign, priors: OfSample, generator: torch.Generator
-) -> tuple[xr.Dataset, DealtDesign, str]:
-    """The numbers, the masks that were fitted in the end, and the engines that ran them."""
+) -> tuple[xr.Dataset, DealtDesign]:
+    """The numbers, and the masks that were fitted in the end."""
     n_layers, n_heads = dealt.design.masks.shape[1:]
     fresh = [_fresh(plan, (n_layers, n_heads), bench.seed, i) for i in range(dealt.n_samples)]
-    ends, engines = bench.ends(fresh)  # 2
+    ends = bench.ends(fresh)  # 2
     dealt, values, halves = _rounds(bench, plan, dealt, generator)  # 3
     fit = _fitted(dealt, values, plan, priors, generator)  # 4
     measured = [bench.values(i, masks) for i, masks in enumerate(fresh)]  # 5
     judged = bench.judged(fit, fresh, measured)
     data = _dataset(fit, ends, halves, judged, plan.confidence)  # 6
     law = f"{dealt.design.kind}, keep {plan.keep:g}, dealt out"
-    return data.assign_attrs(estimator=fit.estimator, design=law), dealt, engines
+    return data.assign_attrs(estimator=fit.estimator, design=law), dealt
 
 
 def _settings(
@@ -187,32 +188,36 @@ class _Bench:
     opening: dict[str, Any]
     seed: int
     bar: tqdm
+    ran: Ran = field(default_factory=Ran)
 
     def runs(self, sample: int, *, again: bool = True) -> MaskedRuns:
         """The masked runs of one prompt; only the first time is the engine held against the plain path."""
-        options: dict[str, Any] = self.opening | ({"self_check": False} if again else {})
+        options: dict[str, Any] = self.ran.going_on(self.opening) | ({"self_check": False} if again else {})
         check = sample_generator(self.seed, sample, "check")
         one = self.inputs.select([sample])
         return open_runs(self.model, one, metric=self.metric, generator=check, **options)
 
-    def ends(self, fresh: list[Bool[Tensor, "mask layer head"]]) -> tuple[Float[Array, "sample end"], str]:
-        """The metric of every prompt with no head and with every head ablated, and the engines."""
-        found, engines = [], set()
+    def ends(self, fresh: list[Bool[Tensor, "mask layer head"]]) -> Float[Array, "sample end"]:
+        """The metric of every prompt with no head and with every head ablated."""
+        found = []
         for i, masks in enumerate(fresh):
             try:
                 runs = self.runs(i, again=False)
                 found.append(measured_ends(runs, masks, self.bar))
             except MMLensError as error:
                 raise named(error, self.inputs, i) from error
-            engines.add(runs.engine)
-        return np.array(found), ", ".join(sorted(engines))
+            self.ran.note(runs)
+        return np.array(found)
 
     def values(self, sample: int, masks: Bool[Tensor, "mask layer head"]) -> Float[Tensor, " mask"]:
         """The metric of one prompt under each mask."""
         try:
-            return self.runs(sample)(masks, progress=self.bar)
+            runs = self.runs(sample)
+            values = runs(masks, progress=self.bar)
         except MMLensError as error:
             raise named(error, self.inputs, sample) from error
+        self.ran.note(runs)
+        return values
 
     def dealt(self, design: DealtDesign) -> Float[Tensor, " mask"]:
         """The metric under each mask of a design, each with its own prompt."""

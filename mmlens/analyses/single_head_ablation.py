@@ -18,6 +18,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
+from mmlens.analyses.ran import Ran
 from mmlens.analyses.samples import (
     as_samples,
     baseline_name,
@@ -70,39 +71,30 @@ def single_head_ablation(
     """
     started = time.perf_counter()
     measure = as_metric(metric)
-    opening: dict[str, Any] = {
-        "baseline": baseline,
-        "engine": engine,
-        "batch_size": batch_size,
-        "self_check": self_check,
-    }
+    checked = {"baseline": baseline, "self_check": self_check}
+    opening: dict[str, Any] = {"metric": measure, "engine": engine, "batch_size": batch_size, **checked}
     inputs = as_samples(model, prompts, measure)
     masks = single_head_masks(model.cfg.n_layers, model.cfg.n_heads)
-    scores, engines = [], []
+    scores, ran = [], Ran()
     with tqdm(total=inputs.batch_size * len(masks), desc="single heads", disable=not progress) as bar:
         for i in range(inputs.batch_size):
             generator = sample_generator(seed, first_sample + i, "check")
             try:
-                runs = open_runs(model, inputs.select([i]), metric=measure, generator=generator, **opening)
+                given = ran.going_on(opening)
+                runs = open_runs(model, inputs.select([i]), generator=generator, **given)
                 values = runs(masks, progress=bar)
             except MMLensError as error:
                 raise named(error, inputs, i) from error
             scores.append((values[0] - values[1:]).reshape(model.cfg.n_layers, model.cfg.n_heads).numpy())
-            engines.append(runs.engine)
+            ran.note(runs)
     data = xr.Dataset(
         {"score": (("sample", "layer", "head"), np.stack(scores))},
         coords=sample_coords(model, inputs),
         attrs={"method": "single-head ablation", "unit": measure.unit, "sign": REMOVAL_SIGN},
     )
-    info = run_info(
-        model,
-        inputs,
-        seconds=time.perf_counter() - started,
-        settings={"metric": measure.name, "baseline": baseline_name(baseline), "self_check": self_check},
-        engine=", ".join(sorted(set(engines))),
-        batch_size=batch_size,
-        seed=seed,
-    )
+    settings = {"metric": measure.name, **checked, "baseline": baseline_name(baseline), **ran.settings}
+    told = {"settings": settings, "seed": seed, **ran.info}
+    info = run_info(model, inputs, seconds=time.perf_counter() - started, **told)
     return HeadScoreResult(data=data, info=info)
 
 

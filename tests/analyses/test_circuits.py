@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmlens.analyses import circuits
 from mmlens.analyses.circuits import circuit, ratio_interval
+from mmlens.engine import MaskedRuns
 from mmlens.errors import DesignError
 from mmlens.interventions import HeadMask
 from mmlens.metrics import as_metric
@@ -30,15 +31,19 @@ def mask_of(*heads: tuple[int, int]) -> Tensor:
     return mask
 
 
-class Game:
+class Game(MaskedRuns):
     """Stands in for the runs of one prompt: any function of the heads that may read the image."""
 
     engine = "game"
 
     def __init__(self, value: Any) -> None:
         self.value = value
+        self.batch_size, self.n_halvings = 1, 0
 
-    def __call__(self, masks: Tensor, progress: Any = None) -> Tensor:
+    def __call__(self, masks: Tensor, *, progress: Any = None) -> Tensor:
+        return self.run_batch(masks)
+
+    def run_batch(self, masks: Tensor) -> Tensor:
         return torch.tensor([float(self.value(mask)) for mask in masks], dtype=torch.float64)
 
 
