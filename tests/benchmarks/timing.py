@@ -17,7 +17,7 @@ from mmlens.recipes.markdown import markdown_table
 ROOT = Path(__file__).resolve().parents[2]
 GEMM = (1024, 512, 2752)
 """Rows, inner and outer width of the matrix product that the rate is measured with: an MLP of 32 masks' suffixes."""
-GEMM_REPEATS, GEMM_PRODUCTS = 3, 10
+GEMM_PRODUCTS = 60
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 Clock = Literal["wall", "cpu"]
@@ -38,7 +38,7 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Milliseconds per mask of every method in every round, what it gave last, and the best GEMM rate of each round."""
+    """Milliseconds per mask of every method in every round, what it gave last, and the GEMM rate of each round."""
 
     wall: dict[str, list[float]] = field(default_factory=dict)
     cpu: dict[str, list[float]] = field(default_factory=dict)
@@ -79,23 +79,19 @@ def interleaved(methods: Sequence[Method], masks: torch.Tensor, rounds: int) -> 
             found.wall.setdefault(method.name, []).append((time.perf_counter() - wall) / len(given) * 1e3)
             found.cpu.setdefault(method.name, []).append((time.process_time() - cpu) / len(given) * 1e3)
             rates.append(gemm_rate())
-        found.gemm.append(max(rates))
+        found.gemm.append(statistics.median(rates))
     return found
 
 
 def gemm_rate() -> float:
-    """FLOP/s of a matrix product of the engine's size, on as many threads: the best of a few repeats."""
+    """FLOP/s of matrix products of the engine's size, on as many threads, over as long a stretch as a method's."""
     rows, inner, outer = GEMM
     a, b = torch.randn(rows, inner), torch.randn(inner, outer)
     torch.mm(a, b)
-    best = 0.0
-    for _ in range(GEMM_REPEATS):
-        started = time.perf_counter()
-        for _ in range(GEMM_PRODUCTS):
-            torch.mm(a, b)
-        seconds = time.perf_counter() - started
-        best = max(best, GEMM_PRODUCTS * 2 * rows * inner * outer / seconds)
-    return best
+    started = time.perf_counter()
+    for _ in range(GEMM_PRODUCTS):
+        torch.mm(a, b)
+    return GEMM_PRODUCTS * 2 * rows * inner * outer / (time.perf_counter() - started)
 
 
 def parser_of(doc: str | None, *, rounds: int, quick_rounds: int) -> argparse.ArgumentParser:
@@ -139,6 +135,6 @@ def surroundings(found: Timings, rounds: int) -> str:
     rate = statistics.median(found.gemm) / 1e9
     threads = torch.get_num_threads()
     return (
-        f"{threads} thread{'s' * (threads > 1)}, GEMM {rate:.0f} GFLOP/s (median of the rounds' best), torch "
+        f"{threads} thread{'s' * (threads > 1)}, GEMM {rate:.0f} GFLOP/s (median of the rounds), torch "
         f"{torch.__version__}, medians of {rounds} interleaved rounds."
     )
