@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,6 +146,11 @@ def test_another_sweep_in_the_folder_exits_with_2(mmlens: Command, tmp_path: Pat
     assert done.returncode == 1 and "manifest.json is not there" in done.stderr
 
 
+def listen_to_ctrl_c() -> None:
+    """A suite that runs in the background ignores Ctrl-C, and its children would, too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_loses_nothing_and_says_how_to_go_on(mmlens: Command, tmp_path: Path) -> None:
     given = [
         "sweep",
@@ -156,7 +162,8 @@ def test_ctrl_c_loses_nothing_and_says_how_to_go_on(mmlens: Command, tmp_path: P
         "seconds=0.2",
     ]
     command = [sys.executable, "-m", "mmlens.cli", *given, *ABLATION]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **piped, preexec_fn=listen_to_ctrl_c) as running:
         deadline = time.monotonic() + 120
         while len(shards(tmp_path / "out")) < 2 and running.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
