@@ -1,6 +1,6 @@
 """How many head masks run together: as many as keep matrix products busy, as long as memory holds them.
 
-1. Two thousand rows (masks × suffix positions) keep a CPU busy, some thousands a GPU.
+1. Two thousand rows (masks × suffix positions) keep a CPU busy, twice as many a GPU or compiled graphs.
 2. What one mask needs follows from the configuration; a batch may take a part of the memory that is free.
 3. Should memory run out all the same, ``MaskedRuns`` halves its batch and goes on.
 
@@ -13,7 +13,7 @@ import torch
 from mmlens.config import ModelConfig
 from mmlens.engine.kernels import MAX_SCORES
 
-_CPU_ROWS, _GPU_ROWS = 2048, 4096
+_CPU_ROWS, _MANY_ROWS = 2048, 4096
 """Rows that keep matrix products busy."""
 _MOST_MASKS = 256
 _SHARE = 0.5
@@ -21,7 +21,13 @@ _SHARE = 0.5
 
 
 def auto_batch_size(
-    cfg: ModelConfig, *, n_suffix: int, n_system: int, device: torch.device, dtype: torch.dtype
+    cfg: ModelConfig,
+    *,
+    n_suffix: int,
+    n_system: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    compiled: bool = False,
 ) -> int:
     """Masks that run together.
 
@@ -31,8 +37,9 @@ def auto_batch_size(
         n_system: tokens before the suffix that are no image tokens.
         device: where the model computes.
         dtype: what it computes in.
+        compiled: whether layers run as compiled graphs, which profit from more rows.
     """
-    busy = (_CPU_ROWS if device.type == "cpu" else _GPU_ROWS) // n_suffix
+    busy = (_CPU_ROWS if device.type == "cpu" and not compiled else _MANY_ROWS) // n_suffix
     each = mask_bytes(cfg, n_suffix=n_suffix, n_system=n_system, dtype=dtype)
     held = (_SHARE * free_bytes(device) - MAX_SCORES * 8) / each
     return max(1, min(_MOST_MASKS, busy, int(held)))

@@ -79,6 +79,7 @@ class PrefixRuns(MaskedRuns):
                 n_system=self.state.layers[0].k_system.shape[1],
                 device=model.device,
                 dtype=model.dtype,
+                compiled=compile,
             )
         self.replacements = replacements(self.state, baseline)
         self.columns = metric.columns(inputs)

@@ -26,6 +26,11 @@ def test_size_shrinks_with_the_suffix() -> None:
     assert size(1) == 256
 
 
+def test_compiled_graphs_get_twice_as_many() -> None:
+    cfg, sizes = tiny_model().cfg, {"n_suffix": 32, "n_system": 3}
+    assert auto_batch_size(cfg, **sizes, device=CPU, dtype=torch.float32, compiled=True) == 128
+
+
 def test_size_shrinks_with_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch takes at most half of what is free."""
     cfg = replace(tiny_model().cfg, d_mlp=2**20)
