@@ -43,8 +43,8 @@ class PrefixRuns(MaskedRuns):
         metric: what to measure.
         baseline: what ablated heads read.
         batch_size: masks run together; None chooses by size and free memory.
-        compile: whether layers run through ``torch.compile``: faster by a tenth or so once it has compiled, which takes
-            up to a minute.
+        compile: whether layers run through ``torch.compile``, which takes up to a minute to compile: a tenth faster on
+            one CPU thread, slower on two where it was measured.
 
     Raises:
         EngineNotExact: the prompt or the model's hooks rule this engine out.
