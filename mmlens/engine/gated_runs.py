@@ -11,10 +11,10 @@ Exact up to rounding, in values and in gradients: ``gate_check`` holds it agains
 
 from typing import ClassVar, cast, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmlens.engine.final_columns import final_columns
 from mmlens.engine.gated_attention import gated_attention
 from mmlens.engine.gates import GateFunction
 from mmlens.engine.prefix import PrefixState, check_no_hooks, prefix_state, replacements
@@ -23,7 +23,6 @@ from mmlens.interventions import HeadBaseline, ImageKV
 from mmlens.metrics import Metric
 from mmlens.model import HookedVLM
 from mmlens.model.layer import Layer
-from mmlens.model.linear import product
 
 
 @final
@@ -63,7 +62,7 @@ class GatedRuns(GateFunction):
         residual = self.state.residual[None, 0]
         for layer in range(self.shape[0]):
             residual = self._layer(residual, layer, gates[:, layer])
-        return self.metric.read(self._unembed(residual), self.inputs)
+        return self.metric.read(final_columns(self.model, residual, self.columns), self.inputs)
 
     def _layer(
         self, residual: Float[Tensor, "row suffix d_model"], index: int, gates: Float[Tensor, "point head"]
@@ -88,12 +87,3 @@ class GatedRuns(GateFunction):
             softcap=layer.attn.softcap,
         )
         return layer.after_attention(residual, x, layer.add_attention(layer.attn.o_proj(z.flatten(2))))
-
-    def _unembed(self, residual: Float[Tensor, "point 1 d_model"]) -> Float[Tensor, "point column"]:
-        x = self.model.ln_final(residual)[:, 0]
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        weight, bias = self.model.unembed.weight, self.model.unembed.bias
-        if self.columns is not None:
-            ids = self.columns[0].to(weight.device)
-            weight, bias = weight[ids], None if bias is None else bias[ids]
-        return self.model.capped(product(x, weight, bias).to(self.model.device))

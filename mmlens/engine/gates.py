@@ -15,7 +15,7 @@ from torch import Tensor
 from mmlens.errors import EmptyGroup, InterventionError, ShapeError
 from mmlens.inputs import Inputs
 from mmlens.interventions import HEAD_BASELINES, HeadBaseline, ImageKV
-from mmlens.metrics import Metric
+from mmlens.metrics import Metric, check_answers
 from mmlens.model import HookedVLM
 
 
@@ -52,7 +52,7 @@ class GateFunction(ABC):
         image = inputs.image_mask[0]
         if not bool(image.any()) or bool(image[-1]):
             raise EmptyGroup("gates act where text after an image reads it; the prompt has no such text.")
-        metric.columns(inputs)  # fails early if the answer is missing
+        check_answers(inputs, model.cfg.d_vocab, metric)
         self.model, self.inputs, self.metric = model, inputs, metric
         self.baseline: HeadBaseline | ImageKV = baseline
 

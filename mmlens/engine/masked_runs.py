@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mmlens.engine.batching import auto_batch_size
 from mmlens.engine.compiling import compiled
+from mmlens.engine.final_columns import final_columns
 from mmlens.engine.prefix import PrefixState, check_no_hooks, prefix_state, replacements
 from mmlens.engine.runs import MaskedRuns
 from mmlens.engine.shared_prefix import LayerPrefix, Replacement, readers_of, shared_prefix_attention
@@ -29,7 +30,6 @@ from mmlens.interventions import HeadBaseline, ImageKV
 from mmlens.metrics import Metric
 from mmlens.model import HookedVLM
 from mmlens.model.layer import Layer
-from mmlens.model.linear import product
 from mmlens.model.rotary import Rope
 
 
@@ -102,7 +102,7 @@ class PrefixRuns(MaskedRuns):
         readers = readers_of(masks, self.model.cfg.n_key_value_heads)
         for layer in range(start, n_layers):
             residual = self._layer(residual, layer, masks[:, layer], readers[layer])
-        logits = self._unembed(residual[:, -1]).expand(len(masks), -1)
+        logits = final_columns(self.model, residual[:, -1:], self.columns).expand(len(masks), -1)
         return self.metric.read(logits, self.inputs)
 
     def _layer(
@@ -122,15 +122,6 @@ class PrefixRuns(MaskedRuns):
         last = index == len(state.layers) - 1
         given = (residual.to(device), keep.to(device), readers.to(device))
         return self._step(layer, *given, *shared, last=last)
-
-    def _unembed(self, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row column"]:
-        x = self.model.ln_final(residual[:, None])[:, 0]
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        weight, bias = self.model.unembed.weight, self.model.unembed.bias
-        if self.columns is not None:
-            ids = self.columns[0].to(weight.device)
-            weight, bias = weight[ids], None if bias is None else bias[ids]
-        return self.model.capped(product(x, weight, bias).to(self.model.device))
 
 
 def masked_layer(

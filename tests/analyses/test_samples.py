@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmlens.analyses import head_attribution
-from mmlens.engine import PlainRuns
+from mmlens.engine import GatedRuns, PlainRuns
 from mmlens.errors import AnswerError
 from mmlens.metrics import as_metric
 from tests.engine.build import tiny_model, tiny_sample
@@ -19,8 +19,9 @@ def test_answers_outside_the_vocabulary_are_refused_before_anything_is_run(what:
     )
     with model.hooks(fwd_hooks=[("hook_embed", _fail)]), pytest.raises(AnswerError, match=message):
         head_attribution(model, inputs, engine="plain", progress=False)
-    with pytest.raises(AnswerError, match=message):
-        PlainRuns(model, inputs, metric=as_metric("logit"))
+    for runs in (PlainRuns, GatedRuns):
+        with pytest.raises(AnswerError, match=message):
+            runs(model, inputs, metric=as_metric("logit"))
 
 
 def test_a_missing_answer_of_a_later_sample_is_found_before_the_first_is_run() -> None:
