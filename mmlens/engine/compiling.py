@@ -1,12 +1,15 @@
 """Layers through ``torch.compile``, on request.
 
 One graph serves all layers of the same kind, because weights are arguments to it; a first layer, whose masks share one
-row, and the last, which computes one position, have graphs of their own. Another length of the suffix is compiled
-again, then with lengths left open.
+row, and the last, which computes one position, have graphs of their own. On a CPU a layer is cut where the image is
+read, because how many queries read it is another number every time. Another length of the suffix is compiled again,
+then with lengths left open.
 """
 
 import shutil
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,3 +35,12 @@ def compiled(function: Callable[..., Tensor], device: torch.device) -> Callable[
             "leave compile out."
         )
     return torch.compile(function)
+
+
+@cache
+def left_as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, run as Python where compiled ones call it: its shapes follow the values that it is given.
+
+    Always the same for the same function: graphs are compiled again for another one.
+    """
+    return torch.compiler.disable(function)

@@ -1,17 +1,25 @@
 """Keeps memory that is freed and wanted again at once.
 
 The C library of Linux (glibc) gives large blocks back to the system as soon as they are freed, and the system clears
-every page of the next one: a tenth or more of a layer's time. What counts as large is the size of the largest such
-block freed so far, up to 32 MiB (``mallopt``, M_MMAP_THRESHOLD). So one block of nearly that size, taken and given
-back, is enough for the whole process. Other allocators take no notice.
+every page of the next one: a tenth or more of a layer's time. It can be told to keep them (``mallopt``): blocks as
+large as it allows, and as much in all as a batch of head masks takes. Other C libraries take no notice.
 """
 
-import torch
+import ctypes
+import platform
+from functools import cache
 
-_LARGEST = 2**25 - 2**16
-"""A little less than the ceiling, so that it holds with what the allocator adds."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of malloc.h
+_LARGEST_BLOCK = 2**25
+"""The ceiling that glibc sets: 32 MiB."""
+_KEPT = 2**28
+"""Free memory at the end of the heap that stays with the process: 256 MiB."""
 
 
+@cache
 def keep_freed_memory() -> None:
-    """From now on, freed blocks of up to 32 MiB are used again rather than given back."""
-    torch.empty(_LARGEST, dtype=torch.uint8, device="cpu")
+    """From now on, freed blocks of up to 32 MiB are used again rather than given back, 256 MiB of them at most."""
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)
+        library.mallopt(_M_TRIM_THRESHOLD, _KEPT)

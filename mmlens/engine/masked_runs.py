@@ -16,15 +16,16 @@ from collections.abc import Callable
 from typing import ClassVar, cast, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmlens.engine.batching import auto_batch_size
-from mmlens.engine.compiling import compiled
+from mmlens.engine.compiling import compiled, left_as_it_is
 from mmlens.engine.final_columns import final_columns
+from mmlens.engine.image_segment import ReadImage, read_by_all_heads, read_by_open_heads
 from mmlens.engine.prefix import PrefixState, check_no_hooks, prefix_state, replacements
 from mmlens.engine.runs import MaskedRuns
-from mmlens.engine.shared_prefix import LayerPrefix, Replacement, readers_of, shared_prefix_attention
+from mmlens.engine.shared_prefix import LayerPrefix, Replacement, shared_prefix_attention
 from mmlens.inputs import Inputs
 from mmlens.interventions import HeadBaseline, ImageKV
 from mmlens.metrics import Metric
@@ -43,8 +44,8 @@ class PrefixRuns(MaskedRuns):
         metric: what to measure.
         baseline: what ablated heads read.
         batch_size: masks run together; None chooses by size and free memory.
-        compile: whether layers run through ``torch.compile``, which takes up to a minute to compile: a tenth faster on
-            one CPU thread, slower on two where it was measured.
+        compile: whether layers run through ``torch.compile``, which takes up to a minute to compile; a tenth faster
+            where it was measured, on one and on two CPU threads.
 
     Raises:
         EngineNotExact: the prompt or the model's hooks rule this engine out.
@@ -84,6 +85,8 @@ class PrefixRuns(MaskedRuns):
         self.replacements = replacements(self.state, baseline)
         self.columns = metric.columns(inputs)
         self._step: Callable[..., Tensor] = compiled(masked_layer, model.device) if compile else masked_layer
+        by_open_heads: ReadImage = read_by_open_heads
+        self._by_open_heads = left_as_it_is(by_open_heads) if compile else by_open_heads
 
     def check_ready(self) -> None:
         """No hooks may have been added: this engine would pass them by."""
@@ -99,9 +102,8 @@ class PrefixRuns(MaskedRuns):
         start = int(_first_ablated(masks).min())
         residual = self.state.final if start == n_layers else self.state.residual[None, start]
         masks = masks.to(residual.device)
-        readers = readers_of(masks, self.model.cfg.n_key_value_heads)
         for layer in range(start, n_layers):
-            residual = self._layer(residual, layer, masks[:, layer], readers[layer])
+            residual = self._layer(residual, layer, masks[:, layer])
         logits = final_columns(self.model, residual[:, -1:], self.columns).expand(len(masks), -1)
         return self.metric.read(logits, self.inputs)
 
@@ -110,7 +112,6 @@ class PrefixRuns(MaskedRuns):
         residual: Float[Tensor, "row suffix d_model"],
         index: int,
         keep: Bool[Tensor, "mask head"],
-        readers: Int[Tensor, "kv_head reader"],
     ) -> Float[Tensor, "mask query d_model"]:
         layer, state, device = (
             cast(Layer, self.model.blocks[index]),
@@ -120,19 +121,20 @@ class PrefixRuns(MaskedRuns):
         replacement = None if self.replacements is None else self.replacements[index]
         shared = state.layers[index], state.ropes[index], replacement
         last = index == len(state.layers) - 1
-        given = (residual.to(device), keep.to(device), readers.to(device))
-        return self._step(layer, *given, *shared, last=last)
+        given = (residual.to(device), keep.to(device))
+        read_image = self._by_open_heads if device.type == "cpu" else read_by_all_heads
+        return self._step(layer, *given, *shared, read_image=read_image, last=last)
 
 
 def masked_layer(
     layer: Layer,
     residual: Float[Tensor, "row suffix d_model"],
     keep: Bool[Tensor, "mask head"],
-    readers: Int[Tensor, "kv_head reader"],
     prefix: LayerPrefix,
     rope: Rope | None,
     replacement: Replacement | None,
     *,
+    read_image: ReadImage,
     last: bool,
 ) -> Float[Tensor, "mask query d_model"]:
     """The residual stream of the suffix after one layer, under every mask.
@@ -141,10 +143,10 @@ def masked_layer(
         layer: the layer.
         residual: residual stream before it; one row for all masks where they still agree.
         keep: which of its heads read the image.
-        readers: the same as numbers of queries; see ``readers_of``.
         prefix: keys and values before the suffix.
         rope: rotary tables of the suffix.
         replacement: what the other heads read.
+        read_image: how the image segment is computed.
         last: whether only the last position is wanted.
     """
     x, attn = layer.ln1(residual), layer.attn
@@ -154,7 +156,7 @@ def masked_layer(
     else:
         q, k, v = attn.project(x)
         q, k = attn.positioned(q, k, rope)
-    shared = {"prefix": prefix, "keep": keep, "replacement": replacement, "readers": readers}
+    shared = {"prefix": prefix, "keep": keep, "replacement": replacement, "read_image": read_image}
     z = shared_prefix_attention(q, k, v, **shared, scale=attn.scale, softcap=attn.softcap)
     return layer.after_attention(residual, x, layer.add_attention(attn.o_proj(z.flatten(2))))
 

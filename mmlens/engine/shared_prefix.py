@@ -6,8 +6,7 @@ same for all masks, so all masks and queries are folded into one query axis and 
 call. Then:
 
 1. own segment: output and log-sum-exp of its scores, per mask;
-2. image segment: output and log-sum-exp, one call for all masks, for the heads that read it in some of them
-   (``readers``);
+2. image segment: output and log-sum-exp, one call for all masks (``image_segment``);
 3. gate: where a head is ablated, the image segment's output and log-sum-exp are replaced by what its baseline
    reads: -inf (knockout), or log(n_image) + q.k scale and v for one replacement key and value (k, v);
 4. merge: out = own + sigmoid(lse_image - lse_own) (image - own), in at least float32.
@@ -27,9 +26,10 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mmlens.engine.image_segment import ReadImage, read_by_all_heads
 from mmlens.engine.kernels import attend
 from mmlens.engine.sight import Sight
 
@@ -71,7 +71,7 @@ def shared_prefix_attention(
     replacement: Replacement | None,
     scale: float,
     softcap: float | None = None,
-    readers: Int[Tensor, "kv_head reader"] | None = None,
+    read_image: ReadImage = read_by_all_heads,
 ) -> Float[Tensor, "mask query head d_head"]:
     """Head outputs z of every mask.
 
@@ -85,7 +85,7 @@ def shared_prefix_attention(
         replacement: what ablated heads read in place of every image token; None for nothing (knockout).
         scale: factor on the scores.
         softcap: scores become ``cap * tanh(scores / cap)``; None for no cap.
-        readers: see ``readers_of``; the image segment is computed for these alone. None computes it for all.
+        read_image: how the image segment is computed where no window hides any of it.
 
     Returns:
         One output per mask, before the output projection, in the dtype of ``q``.
@@ -93,10 +93,8 @@ def shared_prefix_attention(
     own, lse_own = _own_segment(q, k, v, prefix, scale, softcap)
     if prefix.sight is not None and not prefix.sight.whole_image:
         image, lse_image = _windowed_image_segment(q, prefix, prefix.sight, scale, softcap)
-    elif readers is not None and len(q) == len(keep):
-        image, lse_image = _image_segment_of(readers, q, prefix, scale, softcap)
     else:
-        image, lse_image = _image_segment(q, prefix, scale, softcap)
+        image, lse_image = read_image(q, keep, prefix.k_image, prefix.v_image, scale, softcap)
     gate = keep[:, None, :]  # [mask, 1, head]
     if replacement is None:
         lse_image = torch.where(gate, lse_image, -torch.inf)
@@ -110,23 +108,6 @@ def shared_prefix_attention(
     return torch.lerp(*torch.broadcast_tensors(own.to(weight.dtype), image.to(weight.dtype), weight)).to(
         q.dtype
     )
-
-
-def readers_of(keep: Bool[Tensor, "mask layer head"], n_kv_heads: int) -> Int[Tensor, "layer kv_head reader"]:
-    """Which queries have to read the image, so that the others can be left out of step 2.
-
-    The query heads of all masks that share a key-value head are numbered ``mask * group + head in the group``. Those
-    that keep the image come first; so that all key-value heads and layers have as many, others fill up, whose outputs
-    are thrown away. The number is rounded up to an eighth of all, lest every batch have a shape of its own.
-
-    Args:
-        keep: which heads read the image.
-        n_kv_heads: key-value heads of a layer.
-    """
-    pairs = rearrange(keep, "mask layer (kv group) -> layer kv (mask group)", kv=n_kv_heads)
-    n_pairs, eighth = pairs.shape[2], -(-pairs.shape[2] // 8)
-    n_readers = min(n_pairs, -(-max(1, int(pairs.sum(dim=2).max())) // eighth) * eighth)
-    return pairs.int().argsort(dim=2, descending=True, stable=True)[:, :, :n_readers]
 
 
 def _own_segment(
@@ -148,40 +129,6 @@ def _own_segment(
         rearrange(out, "row kv (pos group) d -> row pos (kv group) d", group=group),
         rearrange(lse, "row kv (pos group) -> row pos (kv group)", group=group),
     )
-
-
-def _image_segment(
-    q: Tensor, prefix: LayerPrefix, scale: float, softcap: float | None
-) -> tuple[Float[Tensor, "row query head d_head"], Float[Tensor, "row query head"]]:
-    rows, n_kv = q.shape[0], prefix.k_image.shape[0]
-    folded = rearrange(q, "row pos (kv group) d -> 1 kv (row pos group) d", kv=n_kv)
-    out, lse = attend(folded, prefix.k_image[None], prefix.v_image[None], scale, None, softcap)
-    sizes = {"row": rows, "pos": q.shape[1]}
-    return (
-        rearrange(out, "1 kv (row pos group) d -> row pos (kv group) d", **sizes),
-        rearrange(lse, "1 kv (row pos group) -> row pos (kv group)", **sizes),
-    )
-
-
-def _image_segment_of(
-    readers: Int[Tensor, "kv_head reader"],
-    q: Float[Tensor, "row query head d_head"],
-    prefix: LayerPrefix,
-    scale: float,
-    softcap: float | None,
-) -> tuple[Float[Tensor, "row query head d_head"], Float[Tensor, "row query head"]]:
-    """The image segment of some queries; 0, and -inf for the log-sum-exp, of the others."""
-    n_kv, n_readers = readers.shape
-    group = q.shape[2] // n_kv
-    split = (n_kv, group)
-    place = (readers // group, slice(None), torch.arange(n_kv, device=q.device)[:, None], readers % group)
-    reading = q.unflatten(2, split)[place].flatten(1, 2)[None]  # [1, kv, reader * query, d]
-    found, found_lse = attend(reading, prefix.k_image[None], prefix.v_image[None], scale, None, softcap)
-    out = torch.zeros_like(q, memory_format=torch.contiguous_format)
-    lse = torch.full(q.shape[:3], -torch.inf, dtype=found_lse.dtype, device=q.device)
-    out.unflatten(2, split)[place] = found[0].unflatten(1, (n_readers, -1))
-    lse.unflatten(2, split)[place] = found_lse[0].unflatten(1, (n_readers, -1))
-    return out, lse
 
 
 def _windowed_image_segment(

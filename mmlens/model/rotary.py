@@ -126,11 +126,12 @@ def apply_rotary(
         interleaved: pairs are ``(2i, 2i + 1)`` instead of ``(i, i + d_rotary / 2)``.
     """
     cos, sin = rope[0][:, :, None], rope[1][:, :, None]
-    rotated, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    if interleaved:
-        turned = torch.stack((-rotated[..., 1::2], rotated[..., ::2]), dim=-1).flatten(-2)
-    else:
-        first, second = rotated.chunk(2, dim=-1)
-        turned = torch.cat((-second, first), dim=-1)
-    rotated = (rotated * cos).add_(turned.mul_(sin))
+    given, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    half = cos.shape[-1] // 2
+    first, second = (
+        (slice(None, None, 2), slice(1, None, 2)) if interleaved else (slice(half), slice(half, None))
+    )
+    rotated = given * cos
+    rotated[..., first].sub_(given[..., second] * sin[..., first])
+    rotated[..., second].add_(given[..., first] * sin[..., second])
     return rotated if rest.shape[-1] == 0 else torch.cat((rotated, rest), dim=-1)

@@ -19,10 +19,12 @@ the parts of one layer, for one row (a mask, or what all masks share) and n quer
 
 n is S, and 1 in the last layer. A batch of B masks whose first ablated layer is f runs the layers f … L−1. In layer f
 the first four parts have one row for all masks; everywhere else all parts have B rows, the image segment only for the
-heads that read it: R queries' heads of B H / K per key-value head (``readers_of``). The unembedding of the c vocabulary
-columns that the metric reads adds 2 d c per mask.
+heads that read it: R of B H / K per key-value head, another number in each layer (``image_segment.readers_of``, as on a
+CPU; a GPU reads the image for all). The unembedding of the c vocabulary columns that the metric reads adds 2 d c per
+mask.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +32,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mmlens.config import ModelConfig
-from mmlens.engine.shared_prefix import readers_of
+from mmlens.engine.image_segment import readers_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ def batch_work(
     n_masks: int,
     start: int = 0,
     n_columns: int = 1,
-    readers: float | int | None = None,
+    readers: Sequence[int] | None = None,
 ) -> Work:
     """What the prefix engine executes for one batch.
 
@@ -93,18 +95,19 @@ def batch_work(
         n_masks: B, padding included.
         start: f.
         n_columns: c.
-        readers: R; None lets all heads of all masks read the image.
+        readers: R of every layer; None lets all heads of all masks read the image.
     """
     total = Work(linear=2.0 * n_masks * cfg.d_model * n_columns)
     everyone = n_masks * cfg.n_heads / cfg.n_key_value_heads
-    share = 1.0 if readers is None else readers / everyone
     for layer in range(start, cfg.n_layers):
         shared = layer == start
         n_query = 1 if layer == cfg.n_layers - 1 else parts.n_suffix
         n_own = parts.n_system + parts.n_suffix
         rows = 1 if shared else n_masks
-        n_image = parts.n_image * (1.0 if shared and n_masks > 1 else share)
-        read = _projections(cfg, parts.n_suffix, n_query) + _attention(cfg, n_query, n_own, n_image)
+        share = 1.0 if readers is None or (shared and n_masks > 1) else readers[layer] / everyone
+        read = _projections(cfg, parts.n_suffix, n_query) + _attention(
+            cfg, n_query, n_own, parts.n_image * share
+        )
         total = total + read.times(rows) + _behind_attention(cfg, n_query).times(n_masks)
     return total
 
@@ -132,7 +135,7 @@ def executed_work(
     total = Work()
     for batch in first.argsort(stable=True).split(batch_size):
         padded = torch.cat([batch, batch[-1:].expand(rows - len(batch))])
-        readers = readers_of(masks[padded], cfg.n_key_value_heads).shape[2]
+        readers = [len(readers_of(keep, cfg.n_key_value_heads)) for keep in masks[padded].unbind(1)]
         start = int(first[batch].min())
         total = total + batch_work(
             cfg, parts, n_masks=rows, start=start, n_columns=n_columns, readers=readers

@@ -11,7 +11,7 @@ forward pre-hook on every ``self_attn`` installs a per-head 4-D additive mask.
 ``--compile`` adds the engine with its layers through ``torch.compile`` (needs a C++ compiler; compiling is not timed).
 Methods are interleaved in one run; medians over rounds, in wall-clock and in CPU time per mask. What the engine
 executes is counted by ``mmlens.recipes.engine_work`` and held against torch's own count of one batch; divided by
-the time and by the GEMM rate of the same round (wall clock, equal threads) it gives *executed of GEMM*. *Least of
+the time and by the GEMM rate right before and after (wall clock, equal threads) it gives *executed of GEMM*. *Least of
 GEMM* divides the work of a mask on its own instead, which does not profit from what masks share in their first layer.
 
 Writes build/bench_engine.json and prints the table of docs/benchmarks.md. Exits 1 below 25x of the naive way, above

@@ -95,7 +95,7 @@ def row_of(
         "work_ratio": forward_work(bench.model.cfg, parts_of(shape)).total / work,
         "executed_of_gemm": found.of_gemm(name, work),
         "max_difference": found.difference(name, NAIVE),
-        "surroundings": surroundings(found, len(found.gemm)),
+        "surroundings": surroundings(found, len(found.wall[name])),
     }
 
 

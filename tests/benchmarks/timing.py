@@ -1,4 +1,4 @@
-"""Timing methods side by side: interleaved rounds, medians of ratios per round, the GEMM rate of each round."""
+"""Timing methods side by side: interleaved rounds, medians of ratios per round, the GEMM rate around each run."""
 
 import argparse
 import json
@@ -38,12 +38,16 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Milliseconds per mask of every method in every round, what it gave last, and the GEMM rate of each round."""
+    """Milliseconds per mask of every method in every round, what it gave last, and the GEMM rates of the run.
+
+    ``beside`` holds the GEMM rate of the moment, before and after each run of a method: clocks drift.
+    """
 
     wall: dict[str, list[float]] = field(default_factory=dict)
     cpu: dict[str, list[float]] = field(default_factory=dict)
     values: dict[str, torch.Tensor] = field(default_factory=dict)
     gemm: list[float] = field(default_factory=list)  # FLOP/s
+    beside: dict[str, list[float]] = field(default_factory=dict)  # FLOP/s
 
     def milliseconds(self, name: str, clock: Clock) -> float:
         return statistics.median(getattr(self, clock)[name])
@@ -55,7 +59,7 @@ class Timings:
 
     def of_gemm(self, name: str, flops: float) -> float:
         """Share of the GEMM rate that ``flops`` per mask amount to: median of the rounds' shares, by the wall clock."""
-        pairs = zip(self.wall[name], self.gemm, strict=True)
+        pairs = zip(self.wall[name], self.beside[name], strict=True)
         return statistics.median(flops / (ms / 1e3) / rate for ms, rate in pairs)
 
     def difference(self, name: str, other: str) -> float:
@@ -70,16 +74,17 @@ def interleaved(methods: Sequence[Method], masks: torch.Tensor, rounds: int) -> 
     found = Timings()
     for method in methods:
         method.run(masks[: min(method.n_warm, method.n_masks)])
+    rate = gemm_rate()
     for _ in range(rounds):
-        rates = [gemm_rate()]
         for method in methods:
             given = masks[: method.n_masks]
             wall, cpu = time.perf_counter(), time.process_time()
             found.values[method.name] = method.run(given)
             found.wall.setdefault(method.name, []).append((time.perf_counter() - wall) / len(given) * 1e3)
             found.cpu.setdefault(method.name, []).append((time.process_time() - cpu) / len(given) * 1e3)
-            rates.append(gemm_rate())
-        found.gemm.append(statistics.median(rates))
+            before, rate = rate, gemm_rate()
+            found.beside.setdefault(method.name, []).append((before + rate) / 2)
+            found.gemm.append(rate)
     return found
 
 
@@ -135,6 +140,6 @@ def surroundings(found: Timings, rounds: int) -> str:
     rate = statistics.median(found.gemm) / 1e9
     threads = torch.get_num_threads()
     return (
-        f"{threads} thread{'s' * (threads > 1)}, GEMM {rate:.0f} GFLOP/s (median of the rounds), torch "
+        f"{threads} thread{'s' * (threads > 1)}, GEMM {rate:.0f} GFLOP/s (median), torch "
         f"{torch.__version__}, medians of {rounds} interleaved rounds."
     )

@@ -20,7 +20,8 @@ from tests.engine.build import random_masks, tiny_model, tiny_sample
 
 model = tiny_model(n_kv=2)
 inputs = tiny_sample(model)
-for baseline in ("knockout", "mean_image_tokens"):
+seen = []
+for baseline in ("knockout", "mean_image_tokens", "mean_image_tokens"):
     options = {"metric": as_metric("logit"), "baseline": baseline, "batch_size": 8}
     masks = random_masks(16)
     plain = PrefixRuns(model, inputs, **options)(masks)
@@ -30,13 +31,15 @@ for baseline in ("knockout", "mean_image_tokens"):
     fast = fast(masks)
     assert float(plain.std()) > 0.01
     assert float((plain - fast).abs().max()) <= 1e-5, (plain, fast)
-assert counters["stats"]["unique_graphs"] >= 3, counters
-assert not counters["graph_break"], counters
+    seen.append(counters["stats"]["unique_graphs"])
+assert 3 <= seen[0] < seen[1] == seen[2], seen  # what is compiled serves other prompts
+breaks = list(counters["graph_break"])
+assert breaks and all("read_by_open_heads" in what for what in breaks), breaks
 print("graphs", counters["stats"]["unique_graphs"])
 """
 
 
-def test_compiled_layers_give_the_same_in_whole_graphs() -> None:
+def test_compiled_layers_give_the_same_and_are_cut_where_the_image_is_read() -> None:
     """The graphs without Inductor, whose C++ takes minutes to build.
 
     In a process of its own: graphs cannot look into the run-time type checks that tests switch on.

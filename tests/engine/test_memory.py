@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmlens.engine import PrefixRuns, shared_prefix
+from mmlens.engine import PrefixRuns, image_segment, masked_runs, shared_prefix
 from mmlens.engine.kernels import attend_explicitly
 from mmlens.metrics import as_metric
 from tests.engine.build import random_masks, tiny_model, tiny_sample
@@ -71,12 +71,12 @@ def test_no_tensor_has_masks_and_prefix(baseline: Any, n_kv: int) -> None:
 
 
 def test_the_recorder_sees_a_copy_of_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
-    def copying(readers: torch.Tensor, q: torch.Tensor, prefix: Any, *rest: Any) -> Any:
-        k, v = (x.expand(len(q), -1, -1, -1).clone() for x in (prefix.k_image, prefix.v_image))
-        out, lse = attend_explicitly(q.transpose(1, 2), k, v, rest[0])
+    def copying(q: torch.Tensor, keep: Any, k: torch.Tensor, v: torch.Tensor, scale: float, cap: Any) -> Any:
+        k, v = (x.expand(len(q), -1, -1, -1).clone() for x in (k, v))
+        out, lse = attend_explicitly(q.transpose(1, 2), k, v, scale)
         return out.transpose(1, 2), lse.transpose(1, 2)
 
-    monkeypatch.setattr(shared_prefix, "_image_segment_of", copying)
+    monkeypatch.setattr(masked_runs, "read_by_open_heads", copying)
     assert (BATCH, 4, N_IMAGE_TOKENS, 8) in copies_of_the_prefix(shapes_made("knockout"))
 
 
@@ -84,20 +84,17 @@ def test_scores_are_the_only_ones_where_no_fused_kernel_is_and_they_are_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The explicit form holds scores [1, head, masks × queries, image], some queries at a time."""
-    monkeypatch.setattr(shared_prefix, "attend", attend_explicitly)
-    monkeypatch.setattr("mmlens.engine.masked_runs.readers_of", everyone)  # else as many as the masks say
+    for module in (shared_prefix, image_segment):
+        monkeypatch.setattr(module, "attend", attend_explicitly)
+    monkeypatch.setattr(
+        masked_runs, "read_by_open_heads", image_segment.read_by_all_heads
+    )  # else fewer queries
     found = copies_of_the_prefix(shapes_made("knockout"))
     assert found and set(found) <= {(1, 4, BATCH * n, N_IMAGE_TOKENS) for n in (1, N_AFTER)} | {
         (4, BATCH * n, N_IMAGE_TOKENS) for n in (1, N_AFTER)
     }
     monkeypatch.setattr("mmlens.engine.kernels.MAX_SCORES", 4 * N_IMAGE_TOKENS * 5)
     assert copies_of_the_prefix(shapes_made("knockout")) == []  # five queries at a time
-
-
-def everyone(keep: torch.Tensor, n_kv_heads: int) -> torch.Tensor:
-    """As ``readers_of``, nobody left out."""
-    n_layers, n_pairs = keep.shape[1], len(keep) * keep.shape[2] // n_kv_heads
-    return torch.arange(n_pairs).expand(n_layers, n_kv_heads, -1)
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from mmlens.engine import shared_prefix
+from mmlens.engine.image_segment import read_by_open_heads
 from mmlens.engine.kernels import attend
-from mmlens.engine.shared_prefix import LayerPrefix, Replacement, readers_of, shared_prefix_attention
+from mmlens.engine.shared_prefix import LayerPrefix, Replacement, shared_prefix_attention
 from mmlens.engine.sight import Sight, sight
 from tests.engine.build import rng
 
@@ -93,29 +94,17 @@ def test_equals_attention_written_out(n_system: int, n_kv: int, replaced: bool) 
 
 @pytest.mark.parametrize("n_kv", [4, 2, 1])
 @pytest.mark.parametrize("replaced", [False, True])
-def test_the_image_is_read_only_for_those_who_may(n_kv: int, replaced: bool) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_closed_heads_may_be_left_out_of_the_image_segment(n_kv: int, replaced: bool, share: float) -> None:
     prefix = layer_prefix(n_kv, 1)
     replacement = (
         Replacement(k=drawn(n_kv, D_HEAD, seed=5), v=drawn(n_kv, D_HEAD, seed=6)) if replaced else None
     )
     q, k, v = (drawn(16, 3, n, D_HEAD, seed=7 + n) for n in (4, n_kv, n_kv))
-    keep = torch.rand(16, 4, generator=rng(3)) < 0.3
-    readers = readers_of(keep[:, None], n_kv)[0]
-    assert readers.shape[1] < 16 * 4 // n_kv  # some are left out
+    keep = torch.rand(16, 4, generator=rng(3)) < share
     given = {"prefix": prefix, "keep": keep, "replacement": replacement, "scale": SCALE}
-    z = shared_prefix_attention(q, k, v, **given, readers=readers)
+    z = shared_prefix_attention(q, k, v, **given, read_image=read_by_open_heads)
     torch.testing.assert_close(z, shared_prefix_attention(q, k, v, **given), atol=1e-9, rtol=0)
-
-
-def test_readers_by_hand() -> None:
-    """Two masks, one layer, four heads on two key-value heads: number = mask * 2 + head in the group."""
-    keep = torch.tensor([[[True, False, False, False]], [[True, True, False, True]]])
-    assert readers_of(keep, 2).tolist() == [
-        [[0, 2, 3], [3, 0, 1]]
-    ]  # 3 read through the first, 1 through the second
-    assert readers_of(torch.zeros_like(keep), 2).shape == (1, 2, 1)
-    assert readers_of(torch.ones_like(keep), 2).shape == (1, 2, 4)
-    assert readers_of(torch.rand(64, 12, 8, generator=rng()) < 0.5, 8).shape[2] in (40, 48)  # eighths of 64
 
 
 @pytest.mark.parametrize("window", [2, 4, 5, 8, 9, 11, 12])
