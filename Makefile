@@ -70,7 +70,7 @@ test: $(VENV)/.installed-dev chromium
 # Every benchmark runs, whatever became of those before it; the target fails where one missed its requirement.
 bench: $(VENV)/.installed-dev
 	@status=0; run() { echo; echo "$$*"; $(BIN)/python tests/benchmarks/"$$@" || status=1; }; \
-	run bench_engine.py; \
+	run bench_engine.py $$(command -v c++ g++ clang++ >/dev/null && echo --compile); \
 	run bench_peers.py; \
 	run bench_patching.py; \
 	run bench_scaling.py --quick; \

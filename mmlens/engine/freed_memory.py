@@ -2,10 +2,12 @@
 
 The C library of Linux (glibc) gives large blocks back to the system as soon as they are freed, and the system clears
 every page of the next one: a tenth or more of a layer's time. It can be told to keep them (``mallopt``): blocks as
-large as it allows, and as much in all as a batch of head masks takes. Other C libraries take no notice.
+large as it allows, and as much in all as a batch of head masks takes. What the environment says about it
+(MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_, GLIBC_TUNABLES) goes before. Other C libraries take no notice.
 """
 
 import ctypes
+import os
 import platform
 from functools import cache
 
@@ -19,7 +21,12 @@ _KEPT = 2**28
 @cache
 def keep_freed_memory() -> None:
     """From now on, freed blocks of up to 32 MiB are used again rather than given back, 256 MiB of them at most."""
-    if platform.libc_ver()[0] == "glibc":
+    if platform.libc_ver()[0] == "glibc" and not _is_set_from_outside():
         library = ctypes.CDLL(None)
         library.mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT)
+
+
+def _is_set_from_outside() -> bool:
+    named = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys()
+    return bool(named) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")

@@ -1,8 +1,8 @@
 """What the suffix reads from the image: one copy of keys and values for all masks.
 
 All masks and queries are folded into one query axis. Where heads are closed under some of the masks, their queries are
-left out first (``read_by_open_heads``): that spares a CPU a third of the work at random masks. A GPU would wait for
-their number to be known, for a share of a layer that is small there, so it reads for all (``read_by_all_heads``).
+left out first (``read_by_open_heads``): at random masks that spares a CPU two fifths of this segment. A GPU would wait
+for their number to be known, for a share of a layer that is small there, so it reads for all (``read_by_all_heads``).
 """
 
 from collections.abc import Callable

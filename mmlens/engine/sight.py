@@ -4,7 +4,7 @@ A window closes the same edges under every head mask, so it is kept once per pro
 against each segment of the keys; never per mask.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,22 +19,19 @@ class Sight:
         system: keys of every token before the suffix that is no image token.
         image: keys of the image tokens.
         suffix: keys of the suffix itself; causal.
+        whole_image: whether every position sees every image token.
     """
 
     system: Bool[Tensor, "suffix system"]
     image: Bool[Tensor, "suffix image"]
     suffix: Bool[Tensor, "suffix suffix"]
+    whole_image: bool
 
     def to(self, device: torch.device) -> "Sight":
         """The same on another device."""
-        return Sight(
-            system=self.system.to(device), image=self.image.to(device), suffix=self.suffix.to(device)
+        return replace(
+            self, system=self.system.to(device), image=self.image.to(device), suffix=self.suffix.to(device)
         )
-
-    @property
-    def whole_image(self) -> bool:
-        """Whether every position sees every image token."""
-        return bool(self.image.all())
 
     def own_bias(self, n_query: int, group: int, like: Tensor) -> Float[Tensor, "query_group key"]:
         """Additive mask of the last positions over system tokens and the suffix; each still reads itself.
@@ -70,8 +67,12 @@ def sight(window: int | None, start: int, is_image: Bool[Tensor, " prefix"], n_p
     query = torch.arange(start, n_pos)[:, None]
     key = torch.arange(n_pos)[None, :]
     seen = (key <= query) & (key > query - window)
+    image = seen[:, :start][:, is_image]
     return Sight(
-        system=seen[:, :start][:, ~is_image], image=seen[:, :start][:, is_image], suffix=seen[:, start:]
+        system=seen[:, :start][:, ~is_image],
+        image=image,
+        suffix=seen[:, start:],
+        whole_image=bool(image.all()),
     )
 
 

@@ -33,9 +33,15 @@ print(*kept(2, 31))
 """
 
 
-def blocks_and_bytes(way: str) -> tuple[int, int]:
-    """Of a process of its own, where no setting of the allocator from outside holds."""
+only_glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="other C libraries keep freed memory by other rules"
+)
+
+
+def blocks_and_bytes(way: str, **settings: str) -> tuple[int, int]:
+    """Of a process of its own, where no other setting of the allocator from outside holds."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    clean |= settings
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, way], env=clean, capture_output=True, text=True, check=True
     )
@@ -43,11 +49,23 @@ def blocks_and_bytes(way: str) -> tuple[int, int]:
     return mapped, kept
 
 
-@pytest.mark.skipif(
-    platform.libc_ver()[0] != "glibc", reason="other C libraries keep freed memory by other rules"
-)
+@only_glibc
 def test_freed_blocks_stay_with_the_process() -> None:
     assert blocks_and_bytes("leave") == (2, 0)
     mapped, kept = blocks_and_bytes("keep")
     assert mapped == 0
     assert kept >= 62 * 2**20
+
+
+@only_glibc
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"MALLOC_MMAP_THRESHOLD_": "65536"},
+        {"MALLOC_TRIM_THRESHOLD_": "65536"},
+        {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536"},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_settings_of_the_environment_go_before(settings: dict[str, str]) -> None:
+    assert blocks_and_bytes("keep", **settings) == (2, 0)

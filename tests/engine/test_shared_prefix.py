@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from mmlens.engine import shared_prefix
-from mmlens.engine.image_segment import read_by_open_heads
+from mmlens.engine import image_segment, shared_prefix
+from mmlens.engine.image_segment import read_by_all_heads, read_by_open_heads
 from mmlens.engine.kernels import attend
 from mmlens.engine.shared_prefix import LayerPrefix, Replacement, shared_prefix_attention
 from mmlens.engine.sight import Sight, sight
@@ -149,13 +149,16 @@ def test_no_mask_gets_its_own_copy_of_the_image(monkeypatch: pytest.MonkeyPatch)
         seen.append((k.shape[0], q.shape[2], k.shape[2]))
         return attend(q, k, *rest)
 
-    monkeypatch.setattr(shared_prefix, "attend", spy)
+    for module in (shared_prefix, image_segment):
+        monkeypatch.setattr(module, "attend", spy)
     q, k, v = (drawn(6, 3, n, D_HEAD, seed=n) for n in (4, 2, 2))
     keep = torch.rand(6, 4, generator=rng()) < 0.5
-    shared_prefix_attention(
-        q, k, v, prefix=layer_prefix(2, 1, n_image=50), keep=keep, replacement=None, scale=SCALE
-    )
-    assert sorted(seen) == [(1, 6 * 3 * 2, 50), (6, 3 * 2, 1 + 3)]
+    prefix, most = layer_prefix(2, 1, n_image=50), int(keep.unflatten(1, (2, 2)).sum((0, 2)).max())
+    for read_image, n_readers in ((read_by_all_heads, 6 * 2), (read_by_open_heads, most)):
+        seen.clear()
+        given = {"prefix": prefix, "keep": keep, "replacement": None, "scale": SCALE}
+        shared_prefix_attention(q, k, v, **given, read_image=read_image)
+        assert sorted(seen) == [(1, n_readers * 3, 50), (6, 3 * 2, 1 + 3)]
 
 
 def test_large_scores_do_not_overflow() -> None:
