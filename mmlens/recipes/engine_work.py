@@ -119,6 +119,7 @@ def executed_work(
     batch_size: int,
     *,
     n_columns: int = 1,
+    on_cpu: bool = True,
 ) -> Work:
     """What the prefix engine executes for these masks, per mask: its batches in its order, the last one padded.
 
@@ -128,6 +129,7 @@ def executed_work(
         masks: 1 = kept.
         batch_size: masks run together.
         n_columns: vocabulary columns that the metric reads.
+        on_cpu: whether closed heads are left out of the image segment.
     """
     ablates = ~masks.all(dim=2)
     first = torch.where(ablates.any(dim=1), ablates.int().argmax(dim=1), masks.shape[1])
@@ -135,7 +137,8 @@ def executed_work(
     total = Work()
     for batch in first.argsort(stable=True).split(batch_size):
         padded = torch.cat([batch, batch[-1:].expand(rows - len(batch))])
-        readers = [len(readers_of(keep, cfg.n_key_value_heads)) for keep in masks[padded].unbind(1)]
+        by_layer = masks[padded].unbind(1)
+        readers = [len(readers_of(keep, cfg.n_key_value_heads)) for keep in by_layer] if on_cpu else None
         start = int(first[batch].min())
         total = total + batch_work(
             cfg, parts, n_masks=rows, start=start, n_columns=n_columns, readers=readers

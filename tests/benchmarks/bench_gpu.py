@@ -180,7 +180,7 @@ def rows_of(setting: Setting, rounds: int, n_plain: int, options: argparse.Names
     work = {
         name: forward_work(cfg, setting.parts, all_logits=False).total
         if run is plain
-        else executed_work(cfg, setting.parts, masks[name], run.batch_size).total
+        else executed_work(cfg, setting.parts, masks[name], run.batch_size, on_cpu=device.type == "cpu").total
         for name, run in runs.items()
     }
     memory = {

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mmlens.engine import PlainRuns, PrefixRuns
+from mmlens.engine import PlainRuns, PrefixRuns, masked_runs
+from mmlens.engine.image_segment import read_by_all_heads
 from mmlens.metrics import as_metric
 from mmlens.recipes.engine_work import (
     PromptParts,
@@ -32,6 +33,15 @@ def test_the_engine_executes_what_is_counted(n_kv: int, batch_size: int) -> None
     work = executed_work(model.cfg, PARTS, masks, batch_size)
     assert counted_flops(runs, masks) == pytest.approx(work.total, rel=1e-9)
     assert work.image > 0 and work.total == pytest.approx(work.linear + work.own + work.image)
+
+
+def test_where_all_heads_read_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masked_runs, "read_by_open_heads", read_by_all_heads)  # as on a GPU
+    model, masks = tiny_model(), random_masks(8)
+    runs = PrefixRuns(model, tiny_sample(model), metric=LOGIT, baseline="knockout", batch_size=8)
+    work = executed_work(model.cfg, PARTS, masks, 8, on_cpu=False)
+    assert counted_flops(runs, masks) == pytest.approx(work.total, rel=1e-9)
+    assert work.image > executed_work(model.cfg, PARTS, masks, 8).image
 
 
 def test_a_whole_forward() -> None:
