@@ -54,7 +54,7 @@ def test_ratios_are_medians_of_the_rounds_ratios() -> None:
     found = Timings(
         wall={"slow": [10.0, 40.0, 30.0], "fast": [1.0, 2.0, 10.0]},
         values={"slow": torch.tensor([1.0, 2.0]), "fast": torch.tensor([1.5, 2.0, 9.0])},
-        gemm=[1e9, 1e9, 2e9],
+        beside={"fast": [1e9, 1e9, 2e9]},
     )
     assert found.ratio("fast", "slow", "wall") == 10.0  # of 10, 20 and 3; not 30 / 2
     assert found.of_gemm("fast", 1e6) == pytest.approx(0.5)  # of 1, 0.5 and 0.05
@@ -62,7 +62,8 @@ def test_ratios_are_medians_of_the_rounds_ratios() -> None:
 
 
 def test_rounds_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "GEMM", (8, 8, 8))
+    rates = [1.0, 2.0, 4.0, 8.0, 16.0]
+    monkeypatch.setattr(timing, "gemm_rate", iter(rates).__next__)
     order: list[str] = []
 
     def way(name: str) -> Method:
@@ -74,8 +75,15 @@ def test_rounds_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
 
     found = interleaved([way("a"), way("b")], torch.ones(3, 1, 2), rounds=2)
     assert order == ["a1", "b2", "a1", "b3", "a1", "b3"]
-    assert len(found.wall["a"]) == len(found.cpu["b"]) == len(found.gemm) == 2
-    assert min(found.gemm) > 0 and found.values["b"].tolist() == [2.0, 2.0, 2.0]
+    assert len(found.wall["a"]) == len(found.cpu["b"]) == 2
+    assert found.beside == {"a": [1.5, 6.0], "b": [3.0, 12.0]}  # mean of the rates before and after
+    assert found.gemm == rates[1:]
+    assert found.values["b"].tolist() == [2.0, 2.0, 2.0]
+
+
+def test_the_rate_of_matrix_products_is_positive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "GEMM", (8, 8, 8))
+    assert timing.gemm_rate() > 0
 
 
 def test_the_gpu_benchmark_runs_on_a_small_model(
