@@ -85,8 +85,7 @@ class PrefixRuns(MaskedRuns):
         self.replacements = replacements(self.state, baseline)
         self.columns = metric.columns(inputs)
         self._step: Callable[..., Tensor] = compiled(masked_layer, model.device) if compile else masked_layer
-        by_open_heads: ReadImage = read_by_open_heads
-        self._by_open_heads = left_as_it_is(by_open_heads) if compile else by_open_heads
+        self._by_open_heads: ReadImage = left_as_it_is(read_by_open_heads) if compile else read_by_open_heads
 
     def check_ready(self) -> None:
         """No hooks may have been added: this engine would pass them by."""

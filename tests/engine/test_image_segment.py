@@ -48,7 +48,7 @@ def test_no_more_queries_read_than_the_masks_ask_for(monkeypatch: pytest.MonkeyP
     assert read[0] < N_MASKS * N_QUERY
 
 
-def test_one_row_for_all_masks_reads_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_row_for_all_masks_reads_once() -> None:
     q, keep = drawn(1, N_QUERY, N_HEADS, D_HEAD, seed=1), masks(0.3)
     k, v = drawn(N_HEADS, N_IMAGE, D_HEAD, seed=2), drawn(N_HEADS, N_IMAGE, D_HEAD, seed=3)
     out, _ = read_by_open_heads(q, keep, k, v, SCALE)
